@@ -1,0 +1,184 @@
+"""What collecting the strongest units costs a validation, in time and in memory.
+
+    python benchmarks/collector.py [--images 2048] [--channels 16] [--pairs 9] [--stem cifar]
+
+ResNet-18 over generated 32 x 32 images, at its automatic layers: the same pass with and without the
+collector's hooks, in turn, then the bytes that are kept after once and ten times the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from lit_deconv import Deconvnet
+from lit_deconv.layers import Observation, automatic, kind_of, named_layers
+from lit_deconv.top import Collector, total_bytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=2048)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--channels", type=int, default=16, help="a layer; 0: all")
+    parser.add_argument("--stem", choices=("imagenet", "cifar"), default="cifar")
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(weights=None, num_classes=10)
+    if (
+        given.stem == "cifar"
+    ):  # as ResNets are built for 32 x 32 images: no stride, no pool in front
+        model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        model.maxpool = nn.Identity()
+    model = model.to(given.device).eval()
+    images = torch.randn(given.images, 3, 32, 32, device=given.device)
+    layers = automatic(observed(model, images[:1]))
+    net = Deconvnet(model, layers)
+    layouts = net.layouts(images[:1])
+    channels = {
+        name: [i * layout.channels // given.channels for i in range(given.channels)]
+        for name, layout in layouts.items()
+        if given.channels
+    }
+    collector = Collector(layouts, channels=channels or None, device=given.device)
+    print(f"layers: {', '.join(layers)}; {given.channels or 'all'} channels; {given.device}")
+    print(f"{given.images} images in batches of {given.batch}, {given.threads} threads")
+
+    def collected(batches: list[Tensor]) -> None:
+        collector.reset()
+        with hooked(net, collector):
+            for start, batch in enumerate(batches):
+                count = len(batch)
+                collector.begin(batch, range(start * count, start * count + count))
+                model(batch)
+                collector.end()
+
+    def hashing(batches: list[Tensor]) -> None:
+        collector.reset()
+        with hooked(net, collector):
+            for batch in batches:
+                collector.begin(batch)
+                model(batch)
+                collector.end()
+
+    def plain(batches: list[Tensor]) -> None:
+        for batch in batches:
+            model(batch)
+
+    batches = list(images.split(given.batch))
+    with torch.no_grad():
+        for name, other in (("known indices", collected), ("hashed images", hashing)):
+            ratios, seconds = compared(plain, other, batches, given.pairs, given.device)
+            print(
+                f"{name}: {statistics.median(ratios):.4f} times the plain pass "
+                f"({min(ratios):.4f} to {max(ratios):.4f}) of {seconds:.2f} s"
+            )
+        estimated = total_bytes(collector.bytes.values())
+        few = batches[:2]
+        collected(few)
+        once = kept(collector)
+        collected(few * 10)
+        print(
+            f"kept bytes: {once} after {sum(map(len, few))} images, {kept(collector)} after ten "
+            f"times as many, {estimated} estimated"
+        )
+
+
+def compared(
+    plain: Callable[[list[Tensor]], None],
+    other: Callable[[list[Tensor]], None],
+    batches: list[Tensor],
+    pairs: int,
+    device: str,
+) -> tuple[list[float], float]:
+    """Ratios of alternating pairs, after a pass of each to get warm; the plain pass's median."""
+
+    def seconds(run: Callable[[list[Tensor]], None]) -> float:
+        # On a CPU the process's own time: others on the machine do not count.
+        clock = time.perf_counter if device == "cuda" else time.process_time
+        began = clock()
+        run(batches)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return clock() - began
+
+    seconds(plain), seconds(other)
+    ratios, plains = [], []
+    gc.disable()
+    for pair in range(pairs):
+        if pair % 2:
+            after, before = seconds(other), seconds(plain)
+        else:
+            before, after = seconds(plain), seconds(other)
+        ratios.append(after / before)
+        plains.append(before)
+    gc.enable()
+    return ratios, statistics.median(plains)
+
+
+def kept(collector: Collector) -> int:
+    """Bytes of every tensor that the collector holds."""
+    held: dict[int, int] = {}
+    for metric in collector.metrics.values():
+        states = [getattr(metric, name) for name in metric._defaults]
+        others = [
+            *metric._defaults.values(),
+            *metric.first,
+            *metric.bar,
+            metric.chosen,
+            metric.patches,
+        ]
+        for tensor in (*states, *others):
+            if isinstance(tensor, Tensor):
+                held[id(tensor)] = tensor.nbytes
+    return sum(held.values())
+
+
+@contextmanager
+def hooked(net: Deconvnet, collector: Collector) -> Iterator[None]:
+    def seeing(name: str) -> Callable[..., None]:
+        return lambda module, args, output: collector.see(name, output)
+
+    placed = [module.register_forward_hook(seeing(n)) for n, module in net.layers.items()]
+    try:
+        yield
+    finally:
+        for hook in placed:
+            hook.remove()
+
+
+def observed(model: nn.Module, image: Tensor) -> list[Observation]:
+    """What each module returned for one image, in the order in which they did."""
+    calls: Counter[str] = Counter()
+    seen: list[tuple[str, nn.Module, tuple[int, ...]]] = []
+    placed = []
+    for name, module in named_layers(model).items():
+
+        def note(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            calls[name] += 1
+            seen.append((name, module, tuple(getattr(output, "shape", ()))))
+
+        placed.append(module.register_forward_hook(note))
+    with torch.no_grad():
+        model(image)
+    for hook in placed:
+        hook.remove()
+    return [Observation(n, kind_of(m), shape, calls[n]) for n, m, shape in seen]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""E, peak memory of 576 units over 32 images, as a multiple of a plain forward of these images.
+
+    python -m benchmarks.memory [--quick] [--threads N] [--only vgg16]
+
+Each number comes from a process of its own: the peak of its resident memory above what it held
+before the call, less what the call returns. Model, images and PyTorch's libraries are there before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from benchmarks._cases import CASES, Case, build, images_of, strongest_units
+from benchmarks._measure import Table, geometric_mean, number, parsed, parser
+from benchmarks._rival import Rival
+from lit_deconv import Deconvnet
+
+SIDES = ("forward", "ours", "Captum")
+
+
+def peak(case: Case, side: str, units: pathlib.Path, threads: int | None) -> int:
+    """Bytes above the baseline, measured in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--child", side, "--units", str(units)]
+    command += ["--only", str(case)] + (["--threads", str(threads)] if threads else [])
+    root = pathlib.Path(__file__).parents[1]
+    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root)
+    return int(found.stdout.split()[-1])
+
+
+def measured_here(case: Case, side: str, units: Tensor) -> int:
+    """What ``peak`` returns, in this process."""
+    model, images = build(case.model), images_of(case.size)
+    net, rival = Deconvnet(model, case.layer), Rival(model, case.layer)
+    _load_libraries()
+    run: Callable[[], Any] = {
+        "forward": lambda: _forward(model, images),
+        "ours": lambda: net.reconstruct(images, units, crop=True),
+        "Captum": lambda: rival.in_batches(images, units[:32], 32),
+    }[side]
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _status("VmRSS")
+    result = run()
+    above = _status("VmHWM") - before
+    return above - sum(leaf.nbytes for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+
+
+def _load_libraries() -> None:
+    """Whatever is loaded and built on first use is no cost of any side."""
+    tiny = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.ReLU()
+    )
+    images, units = torch.randn(2, 3, 12, 12), torch.tensor([[0, 1, 1, 1], [1, 0, 0, 2]])
+    for via in ("images", "patches"):
+        Deconvnet(tiny, "4").reconstruct(images, units, crop=True, via=via)
+    Rival(tiny, "4").in_batches(images, units, 2)
+
+
+def _forward(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(images)
+
+
+def _status(field: str) -> int:
+    """Bytes, from this process's status."""
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return 1024 * int(line.split()[1])
+    raise LookupError(f"/proc/self/status has no {field}; this benchmark needs Linux")
+
+
+def table(cases: Sequence[Case], threads: int | None) -> str:
+    """The table."""
+    shown = Table(
+        "model:", "layer:", "plain forward, MB", "ours, MB", "ours / forward",
+        "Captum, 32 units a call, MB", "Captum / forward",
+    )  # fmt: skip
+    ratios = []
+    for case in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            units = pathlib.Path(folder) / "units.pt"
+            torch.save(strongest_units(build(case.model), case.layer, images_of(case.size)), units)
+            forward, ours, captum = (peak(case, side, units, threads) for side in SIDES)
+        ratios.append(ours / forward)
+        shown.row(
+            case.model, case.layer, number(forward / 2**20), number(ours / 2**20),
+            number(ours / forward), number(captum / 2**20), number(captum / forward),
+        )  # fmt: skip
+    return (
+        f"{shown}\n\nLargest {number(max(ratios))}, geometric mean {number(geometric_mean(ratios))}. "
+        f"576 units over 32 images, `crop=True`; the returned tensors are left out on all sides."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    described = parser(__doc__)
+    described.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
+    described.add_argument("--units", type=pathlib.Path, help=argparse.SUPPRESS)
+    asked = parsed(described, arguments)
+    cases = [case for case in CASES if asked.only in str(case)]
+    if asked.child:
+        print(measured_here(cases[0], asked.child, torch.load(asked.units)))
+        return 0
+    if asked.quick and not asked.only:
+        cases = [case for case in cases if case.model in ("alexnet", "cifar")]
+    print(table(cases, asked.threads))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""YAML for LightningCLI, read with importlib.resources."""

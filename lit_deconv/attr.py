@@ -1,0 +1,504 @@
+"""Zeiler-Fergus reconstructions in Captum's style: what in the image activates a layer, in pixels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lit_deconv.engine.autograd import record_autograd
+from lit_deconv.engine.configuration import configuration
+from lit_deconv.engine.errors import (
+    ChannelsError,
+    DeconvError,
+    LayerError,
+    SelectorError,
+    UnsupportedOp,
+)
+from lit_deconv.engine.geometry import receptive_field
+from lit_deconv.engine.recorder import only_tensor, record
+from lit_deconv.engine.recording import ByAutograd, OnTape, Recording
+from lit_deconv.engine.tape import Options, Tape
+from lit_deconv.engine.undisturbed import undisturbed
+from lit_deconv.engine.units import (
+    Layout,
+    Local,
+    local_way,
+    patched_units,
+    units_of_patches,
+    walked_maps,
+    walked_units,
+)
+from lit_deconv.engine.walk import pixels, refusals
+from lit_deconv.explain import explained
+from lit_deconv.layers import resolve, unwrapped
+from lit_deconv.selectors import Selector, checked_channels, checked_inputs, checked_units, seed_of
+
+Inputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
+Path = Literal["auto", "rules", "autograd"]
+
+
+class Deconvnet:
+    """Projects activations of a layer back to the pixels (Zeiler & Fergus, 2014, section 2.1).
+
+    The chosen activations are kept, the rest of the layer is zero; then, op by op: unpool to the
+    switches of this forward pass, rectify the signal, convolve with the transposed filters. Two
+    layers share one forward, which stops behind the deepest of them.
+
+    The seed is the raw activation with its sign. A negative one (of a layer without a rectifier)
+    sends the negative of its filter back; from the first rectifier on what is negative of that is
+    gone, so R(-v) is not -R(v).
+
+    The model runs in eval mode and is left as it was: train flags, buffers, gradients, random
+    numbers and hooks, also after an error. It may be called under ``no_grad`` and ``inference_mode``.
+
+    Args:
+        model: Any model that maps images to something through feature maps.
+        layer: A module of the model, its dotted name, or a sequence of these; globs are names too.
+            With a sequence (or a glob) results are dicts by name.
+        path: "rules" walks the recorded ops back, "autograd" lets autograd do it with rectified
+            gradients, "auto" takes rules and falls back to autograd where an op has none.
+        call: Which call of the layer is meant (0 the first, -1 the last) when the model runs it more
+            than once in one forward.
+        gates: "constant" keeps the gate of a product of two activations as a constant, "gradient"
+            follows the product rule, and the statistics of a normalisation too.
+        overlap: "add" is the adjoint where pooling windows share a switch; "place" overwrites, as
+            ``max_unpool2d`` does (rules only).
+        output: Index or key of the feature map in a layer's output that holds several tensors.
+        autocast: Record under the caller's autocast instead of in the weights' own precision.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str | nn.Module | Sequence[str | nn.Module],
+        *,
+        path: Path = "auto",
+        call: int | None = None,
+        gates: Literal["constant", "gradient"] = "constant",
+        overlap: Literal["add", "place"] = "add",
+        output: int | str | None = None,
+        autocast: bool = False,
+    ) -> None:
+        for name, value, allowed in (
+            ("path", path, ("auto", "rules", "autograd")),
+            ("gates", gates, ("constant", "gradient")),
+            ("overlap", overlap, ("add", "place")),
+        ):
+            if value not in allowed:
+                raise ValueError(
+                    f"{name}={value!r}: expected one of {', '.join(map(repr, allowed))}"
+                )
+        self.model = unwrapped(model)
+        _refuse_scripted(self.model)
+        self.layers = resolve(self.model, layer)
+        self.several = len(self.layers) != 1 or not isinstance(layer, (str, nn.Module))
+        self.path: Path = path
+        self.call = call
+        self.options = Options(gates, overlap)
+        self.output = output
+        self.autocast = autocast
+        self._called_once = False
+        self._configuration: Any = None
+        self._locals: dict[Any, dict[str, Local]] = {}
+
+    # ---- what users call -----------------------------------------------------------------
+
+    def attribute(
+        self,
+        inputs: Inputs,
+        neuron_selector: Selector = None,
+        additional_forward_args: Any = None,
+    ) -> Any:
+        """Reconstructs a whole layer, some of it, or one unit in each image.
+
+        Args:
+            inputs: Images [N, C, H, W] (any number of spatial dimensions), or a tuple of tensors.
+            neuron_selector: What of the layer is kept. None: all of it, X' = C^T Y. An int: one
+                feature map. A tuple of ints and slices: an index behind the images, such as
+                (channel, row, column). A callable takes the layer's output and returns one scalar an
+                image; the seed is that scalar times the callable's gradient.
+            additional_forward_args: Handed to the model behind the inputs, not followed.
+
+        Returns:
+            A tensor like each of ``inputs`` (a tuple for a tuple); by layer name for several layers.
+
+        Raises:
+            SelectorError: The selector lies outside the layer's output.
+            LayerError: The layer did not run, ran more than once, or does not depend on the input.
+            UnsupportedOp: With path="rules", an op on the way has no rule.
+            AmbiguousProduct: A product of two activations, neither or both of them gates.
+        """
+        images = checked_inputs(inputs)
+        with self._recorded(images, additional_forward_args) as recording:
+            results = {}
+            for name in self.layers:
+                _report_not_finite(name, recording.activations[name])
+                seed = seed_of(name, recording.activations[name], neuron_selector)
+                found = recording.walk(name, seed)
+                results[name] = _like(
+                    inputs,
+                    [pixels(s, image, len(image)) for s, image in zip(found, images, strict=True)],
+                )
+        return results if self.several else next(iter(results.values()))
+
+    def maps(
+        self, inputs: Inputs, channels: Tensor | Sequence[int], additional_forward_args: Any = None
+    ) -> Any:
+        """Reconstructs several feature maps, each alone with all its positions, from one forward.
+
+        Args:
+            inputs: Images [N, C, H, W], or a tuple of tensors.
+            channels: Which maps, int64 [M].
+            additional_forward_args: Handed to the model behind the inputs, not followed.
+
+        Returns:
+            [M, N, C, H, W] for each input; ``maps(x, [3, 5])[1]`` is ``attribute(x, 5)``.
+
+        Raises:
+            SelectorError: The layer has no such map.
+        """
+        images = checked_inputs(inputs)
+        with self._recorded(images, additional_forward_args) as recording:
+            results = {
+                name: _like(
+                    inputs,
+                    walked_maps(
+                        recording,
+                        name,
+                        checked_channels(name, channels, recording.activations[name]),
+                        images,
+                    ),
+                )
+                for name in self.layers
+            }
+        return results if self.several else next(iter(results.values()))
+
+    def reconstruct(
+        self,
+        inputs: Inputs,
+        units: Tensor | Mapping[str, Tensor],
+        crop: bool = False,
+        additional_forward_args: Any = None,
+        via: Literal["auto", "images", "patches"] = "auto",
+    ) -> Any:
+        """Reconstructs single units, each alone: the rest of its layer is zero.
+
+        Args:
+            inputs: Images [N, C, H, W], or a tuple of tensors.
+            units: int64 [U, 4] of (sample, channel, row, column), or [U, 2 + D] for a layer with D
+                spatial dimensions; a dict of these by layer name for several layers.
+            crop: Return only each unit's receptive field.
+            additional_forward_args: Handed to the model behind the inputs, not followed.
+            via: "images" records the whole images once, "patches" runs each unit's receptive field
+                alone, forward and back; "auto" takes what needs fewer operations. The layers' way
+                through the model is read once per image size and kept for further calls.
+
+        Returns:
+            [U, C, H, W] in the order of ``units``; with ``crop`` a pair of patches [U, C, h, w] and
+            boxes int64 [U, 4] (top, left, bottom, right; half-open). A box may reach past the image;
+            there the patch is 0. In a dimension where the field exceeds the image, the box is the
+            whole dimension. A dict by name for several layers, a tuple for a tuple of inputs.
+
+        Raises:
+            SelectorError: A unit lies outside the layer's output.
+        """
+        images = checked_inputs(inputs)
+        chosen = units if isinstance(units, Mapping) else dict.fromkeys(self.layers, units)
+        if set(chosen) != set(self.layers):
+            raise SelectorError(
+                f"units were given for {sorted(chosen)}, expected one tensor for each of "
+                f"{sorted(self.layers)}"
+            )
+        extra = _as_tuple(additional_forward_args)
+        with undisturbed(self.model, autocast=self.autocast), torch.no_grad():
+            found = self._by_patches(images, extra, chosen, crop, via)
+            rest = [name for name in self.layers if name not in found]
+            if rest:
+                recording = self._record(images, extra)
+                for name in rest:
+                    _report_not_finite(name, recording.activations[name])
+                    shape, device = recording.activations[name].shape, images[0].device
+                    indices = checked_units(name, chosen[name], shape, device)
+                    found[name] = walked_units(recording, name, indices, images, crop)
+        results = {name: _like(inputs, found[name]) for name in self.layers}
+        return results if self.several else next(iter(results.values()))
+
+    def reconstruct_patches(
+        self,
+        patches: Tensor,
+        units: Tensor,
+        image: Sequence[int],
+        layer: str | None = None,
+        via: Literal["auto", "images"] = "auto",
+    ) -> tuple[Tensor, Tensor]:
+        """Reconstructs units of images of which only the patches under the units are left.
+
+        Args:
+            patches: [P, C, h, w], cut by the boxes of ``layouts`` and 0 outside the image; whole
+                images where the layout ``takes_image``.
+            units: int64 [U, 2 + D]: row of ``patches``, channel, position in the layer.
+            image: Channels and extents of an image.
+            layer: Which layer, where there are several.
+            via: "images" runs whole images as they are, "auto" takes what needs fewer operations.
+
+        Returns:
+            The units' activations [U], computed anew, and their patches [U, C, h, w], as
+            ``reconstruct`` gives them with ``crop``.
+
+        Raises:
+            UnsupportedOp: The layer needs the whole image and ``patches`` are smaller.
+        """
+        name = layer if layer is not None else next(iter(self.layers))
+        size = torch.Size(image)
+        with undisturbed(self.model, autocast=self.autocast), torch.no_grad():
+            local = self._local(patches.new_zeros(1, *size))[name]
+            whole = patches.shape[1:] == size
+            by_patches = local.plan is not None and self.path != "autograd" and via != "images"
+            if not whole and not by_patches:
+                raise UnsupportedOp(
+                    f"layer {name!r} cannot be computed on patches of {list(patches.shape[2:])}: "
+                    f"{local.why or 'it was asked for whole images'}; give whole images"
+                )
+            chosen = checked_units(
+                name, units, torch.Size([len(patches), *local.shape]), patches.device
+            )
+            if by_patches and (not whole or local.cheaper(len(chosen), len(patches))):
+                return units_of_patches(local, patches, chosen, size)
+            recording = self._record((patches,), ())
+            found = walked_units(recording, name, chosen, (patches,), crop=True)
+            return recording.activations[name][chosen.unbind(1)], found[0][0]
+
+    def layouts(self, image: Tensor) -> dict[str, Layout]:
+        """By layer, what its feature maps and receptive fields are for images of one size.
+
+        Args:
+            image: [1, C, H, W]; only its size, dtype and device matter.
+        """
+        with undisturbed(self.model, autocast=self.autocast), torch.no_grad():
+            blank = torch.zeros_like(image[:1])
+            recording, local = self._record((blank,), ()), self._local(blank)
+            found = {}
+            for name in self.layers:
+                shape = recording.activations[name].shape
+                if len(shape) < 3:
+                    raise LayerError(
+                        f"layer {name!r} gives {list(shape[1:])} for one image, expected feature "
+                        f"maps [C, H, W]; choose a layer in front of the flattening"
+                    )
+                is_local = local[name].plan is not None and self.path != "autograd"
+                field = local[name].field if is_local else recording.receptive_field(name)
+                found[name] = Layout(
+                    shape[1], tuple(shape[2:]), field, tuple(blank.shape[1:]), is_local
+                )
+        return found
+
+    def activations(self, inputs: Inputs, additional_forward_args: Any = None) -> Any:
+        """The layer's output [N, C, *map] in the forward pass that a reconstruction uses."""
+        with self._recorded(checked_inputs(inputs), additional_forward_args) as recording:
+            found = dict(recording.activations)
+        return found if self.several else next(iter(found.values()))
+
+    def receptive_field(self, inputs: Inputs, additional_forward_args: Any = None) -> Any:
+        """Which pixels each unit of the layer can see, a ``ReceptiveField``."""
+        with undisturbed(self.model, autocast=self.autocast), torch.no_grad():
+            tape = self._tape(checked_inputs(inputs), _as_tuple(additional_forward_args))
+            fields = {name: receptive_field(tape, tape.layers[name]) for name in self.layers}
+        return fields if self.several else next(iter(fields.values()))
+
+    def explain(self, inputs: Inputs, additional_forward_args: Any = None) -> Any:
+        """Which path is taken, op by op and why, and where Captum's Deconvolution is wrong.
+
+        Returns:
+            An ``Explanation``; by layer name for several layers.
+        """
+        with undisturbed(self.model, autocast=self.autocast), torch.no_grad():
+            tape = self._tape(checked_inputs(inputs), _as_tuple(additional_forward_args))
+            found = {name: explained(tape, tape.layers[name], self.path) for name in self.layers}
+        return found if self.several else next(iter(found.values()))
+
+    # ---- recording -----------------------------------------------------------------------
+
+    @contextmanager
+    def _recorded(self, images: tuple[Tensor, ...], extra: Any) -> Iterator[Recording]:
+        with undisturbed(self.model, autocast=self.autocast), torch.no_grad():
+            yield self._record(images, _as_tuple(extra))
+
+    def _record(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> Recording:
+        if self.path == "autograd":
+            return self._by_autograd(images, extra)
+        tape = self._tape(images, extra)
+        if self.path == "rules" and tape.faults:
+            raise UnsupportedOp(f"{tape.faults[0]}; use path='autograd' or 'auto'")
+        if self.path == "rules" or not any(
+            refusals(tape, tape.layers[name]) for name in self.layers
+        ):
+            return OnTape(tape, images)
+        return self._by_autograd(images, extra)
+
+    def _tape(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> Tape:
+        tape = record(
+            partial(self._forward, extra),
+            images,
+            self.layers,
+            model=self.model,
+            call=self.call,
+            options=self.options,
+            stop_early=self._stop_early,
+            choose=self.feature_map,
+        )
+        self._note_calls(tape.calls)
+        return tape
+
+    def _forward(self, extra: tuple[Any, ...], *tensors: Tensor) -> Any:
+        """The model, its complaint about the number of channels with the way out."""
+        try:
+            return self.model(*tensors, *extra)
+        except RuntimeError as error:
+            if isinstance(error, DeconvError) or "channels, but got" not in str(error):
+                raise
+            raise ChannelsError(
+                f"the model takes no input of shape {list(tensors[0].shape)}: {error}; give images with "
+                f"the channels that it was made for, such as images.expand(-1, 3, -1, -1) for grey ones"
+            ) from error
+
+    def _by_autograd(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> ByAutograd:
+        if self.options.overlap == "place":
+            raise UnsupportedOp(
+                "overlap='place' is offered by the rules' walk alone, and this model needs autograd; "
+                "use overlap='add'"
+            )
+        recording = record_autograd(
+            partial(self._forward, extra),
+            images,
+            self.layers,
+            model=self.model,
+            call=self.call,
+            gates=self.options.gates,
+            stop_early=self._stop_early,
+            choose=self.feature_map,
+        )
+        self._note_calls(recording.calls)
+        return ByAutograd(recording)
+
+    @property
+    def _stop_early(self) -> bool:
+        return self._called_once or self.call is not None
+
+    def _note_calls(self, calls: Mapping[str, int]) -> None:
+        for name, count in calls.items():
+            if count > 1 and self.call is None:
+                raise LayerError(
+                    f"layer {name!r} runs {count} times in one forward pass; say which call is meant "
+                    f"with call=0 for the first or call=-1 for the last"
+                )
+        self._called_once = True
+
+    def feature_map(self, layer: str, output: Any) -> Tensor:
+        """What is meant of what a layer returned, see ``output``."""
+        if self.output is None:
+            return only_tensor(layer, output)
+        try:
+            by_name = isinstance(self.output, str) and not isinstance(output, Mapping)
+            chosen = getattr(output, str(self.output)) if by_name else output[self.output]
+        except (KeyError, IndexError, AttributeError, TypeError) as error:
+            raise LayerError(
+                f"layer {layer!r} returned a {type(output).__name__} without an item {self.output!r}"
+            ) from error
+        return only_tensor(layer, chosen)
+
+    # ---- patches -------------------------------------------------------------------------
+
+    def _by_patches(
+        self,
+        images: tuple[Tensor, ...],
+        extra: tuple[Any, ...],
+        units: Mapping[str, Tensor],
+        crop: bool,
+        via: str,
+    ) -> dict[str, list[Any]]:
+        """The layers whose units are cheaper computed from patches than from whole images."""
+        if via not in ("auto", "images", "patches"):
+            raise ValueError(f"via={via!r}: expected 'auto', 'images' or 'patches'")
+        if via == "images" or self.path == "autograd" or len(images) > 1 or extra:
+            if via == "patches":
+                raise UnsupportedOp(
+                    "patches need one input, no further arguments and the rules' path"
+                )
+            return {}
+        found = {}
+        for name, local in self._local(images[0]).items():
+            if local.plan is None:
+                if via == "patches":
+                    raise UnsupportedOp(
+                        f"layer {name!r} cannot be computed on patches: {local.why}"
+                    )
+                continue
+            shape = torch.Size([len(images[0]), *local.shape])
+            chosen = checked_units(name, units[name], shape, images[0].device)
+            if via == "patches" or local.cheaper(len(chosen), len(images[0])):
+                found[name] = patched_units(local.plan, local.field, images[0], chosen, crop)
+                _report_not_finite(name, found[name][0][0] if crop else found[name][0])
+        return found
+
+    def _local(self, images: Tensor) -> dict[str, Local]:
+        # A model whose parts, flags or hooks have been exchanged runs other ops.
+        current = configuration(self.model)
+        if current != self._configuration:
+            self._locals.clear()
+            self._configuration = current
+        key = (images.shape[1:], images.dtype, images.device)
+        if key not in self._locals:
+            try:
+                tape = self._tape((images[:1],), ())
+            except Exception:
+                if len(images) == 1:
+                    raise
+                return {}  # the model may be written for one number of images only
+            self._locals[key] = {name: local_way(tape, tape.layers[name]) for name in self.layers}
+        found = self._locals[key]
+        state = {id(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())}
+        if not all(local.constants <= state for local in found.values()):
+            # Weights that are computed anew in each forward are not those that were read.
+            del self._locals[key]
+        return {
+            name: local if local.per_image <= state else local.without_plan()
+            for name, local in found.items()
+        }
+
+
+# ---- arguments -------------------------------------------------------------------------------
+
+
+def _as_tuple(extra: Any) -> tuple[Any, ...]:
+    if extra is None:
+        return ()
+    return extra if isinstance(extra, tuple) else (extra,)
+
+
+def _like(inputs: Inputs, found: Sequence[Any]) -> Any:
+    return tuple(found) if isinstance(inputs, tuple) else found[0]
+
+
+def _report_not_finite(layer: str, values: Tensor) -> None:
+    """What is not finite is passed on as it is, and said."""
+    if not bool(values.isfinite().all()):
+        warnings.warn(
+            f"activations of layer {layer!r} are not finite (NaN or infinite), and so are the pixels "
+            f"they lead to; look at the images and the weights in front of it",
+            stacklevel=3,
+        )
+
+
+def _refuse_scripted(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise LayerError(
+                f"{name or 'the model'} is a scripted or traced module, whose layers cannot be seen; "
+                f"give the nn.Module that it was made from"
+            )

@@ -1,0 +1,499 @@
+"""Records a forward pass on a tape, by watching the aten ops that it runs.
+
+The recorder knows nothing of how an op is reversed. It asks the registry which ops have a rule (the
+others are decomposed where PyTorch can) and what a rule wants kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from lit_deconv.engine.errors import DeconvError, LayerError, UnsupportedOp
+from lit_deconv.engine.recognise import LocalResponseNormSeen, custom_functions_noted, seen_last
+from lit_deconv.engine.registry import Rule, packet_of, rule_for
+from lit_deconv.engine.tape import Op, Options, Tape, Value
+
+# Ops that read only the shape, dtype or device of a tensor: what they return is a constant.
+_SHAPE_ONLY = {
+    "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
+    "new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided", "sym_size", "size",
+    "sym_stride", "stride", "sym_numel", "numel", "dim", "is_same_size",
+    "sym_storage_offset", "storage_offset", "is_contiguous", "prim_layout", "device",
+}  # fmt: skip
+# Ops that hand an activation's value to Python, where the tape cannot follow it.
+_READS_TO_PYTHON = {
+    "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "allclose", "masked_select",
+    "_unique", "_unique2", "unique_dim", "unique_consecutive",
+}  # fmt: skip
+# Overloads that stand for another op: interpolation by factor, max(x, y) for maximum(x, y).
+_SHORTHANDS = {"vec", "other"}
+# Ops whose result is a constant to the signal.
+_STOPS = {"detach"}
+
+
+class _Stop(BaseException):
+    """Ends a forward pass early; not an Exception, so that no model catches it."""
+
+
+def record(
+    forward: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    layers: Mapping[str, nn.Module],
+    *,
+    model: nn.Module,
+    call: int | None = None,
+    options: Options | None = None,
+    stop_early: bool = False,
+    choose: Callable[[str, Any], Tensor] | None = None,
+) -> Tape:
+    """Runs ``forward(*inputs)`` and records it up to the last of ``layers``.
+
+    Args:
+        forward: Calls the model; extra arguments are bound in it already.
+        inputs: Tensors to track, each [N, ...]; they are not changed (an in-place first op gets a copy).
+        layers: The modules whose outputs are wanted, by name.
+        model: Names the modules for messages.
+        call: Which call of a layer is meant where it runs more than once; None takes the first.
+        options: Choices that rules need while recording.
+        stop_early: Leave the forward when every layer has run as often as ``call`` asks; otherwise the
+            rest of it runs unrecorded, so that ``calls`` is the whole count.
+        choose: Picks the feature map out of a layer's output that is no single tensor.
+
+    Returns:
+        The tape.
+
+    Raises:
+        LayerError: A layer was never reached, or its output does not depend on the input.
+    """
+    recorder = Recorder(
+        inputs, layers, model, call, options or Options(), stop_early, choose or only_tensor
+    )
+    with ExitStack() as stack:
+        stack.enter_context(torch._C._AutoDispatchBelowAutograd())
+        stack.enter_context(custom_functions_noted(recorder))
+        stack.enter_context(recorder.module_hooks())
+        stack.enter_context(LocalResponseNormSeen(recorder))
+        stack.enter_context(recorder)
+        try:
+            forward(*recorder.tensors)
+            recorder.tape.complete = True
+        except _Stop:
+            pass
+        except DeconvError:
+            raise
+        except Exception:
+            # Behind the last layer nothing is recorded; a head that does not fit the input
+            # size is no business of a reconstruction.
+            if not recorder.done:
+                raise
+        finally:
+            recorder.put_state_back()
+    return recorder.finished()
+
+
+def only_tensor(layer: str, output: Any) -> Tensor:
+    """The tensor in a layer's output when there is just one.
+
+    Raises:
+        LayerError: The layer returned none, or several.
+    """
+    leaves = tree_leaves(output)
+    if hasattr(output, "__dataclass_fields__"):
+        leaves = [getattr(output, name) for name in output.__dataclass_fields__]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if len(tensors) == 1:
+        return tensors[0]
+    raise LayerError(
+        f"layer {layer!r} returned {len(tensors)} tensors in a {type(output).__name__}; expected one "
+        f"feature map: choose a layer inside it, or say which one with output=<index or key>"
+    )
+
+
+class Recorder(TorchDispatchMode):
+    """Watches a forward pass; ``record`` runs it. See there for the arguments."""
+
+    def __init__(
+        self,
+        inputs: Sequence[Tensor],
+        layers: Mapping[str, nn.Module],
+        model: nn.Module,
+        call: int | None,
+        options: Options,
+        stop_early: bool,
+        choose: Callable[[str, Any], Tensor],
+    ) -> None:
+        super().__init__()
+        self.tape = Tape(
+            samples=inputs[0].shape[0],
+            device=inputs[0].device,
+            call=call,
+            relus=frozenset(
+                name
+                for name, module in model.named_modules()
+                if isinstance(module, nn.ReLU) and type(module).forward is nn.ReLU.forward
+            ),
+        )
+        self.options = options
+        self.call, self.stop_early, self.choose = call, stop_early, choose
+        self.names = {id(module): name for name, module in model.named_modules()}
+        self.wanted: dict[int, list[str]] = {}
+        for name, module in layers.items():
+            self.wanted.setdefault(id(module), []).append(name)
+        self.layers = dict(layers)
+        self.running: list[nn.Module] = []
+        self.values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.generation: dict[int, int] = {}
+        self.memory: dict[int, StorageWeakRef] = {}
+        self.paused = False
+        self.state = {
+            StorageWeakRef(tensor.untyped_storage()).cdata: tensor
+            for tensor in (*model.parameters(), *model.buffers())
+            if tensor.device.type != "meta"
+        }
+        self.saved: list[tuple[Tensor, Tensor]] = []
+        self.readers: dict[int, list[Op]] = {}  # which ops hold a constant in this memory
+        self.tensors = [tensor.detach().clone() for tensor in inputs]
+        for tensor in self.tensors:
+            op = Op("input")
+            self.tape.ops.append(op)
+            self.tape.inputs.append(self._track(tensor, op))
+
+    # ---- modules -------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        """Whether everything asked for is on the tape."""
+        if self.call is not None and self.call < 0:
+            return False
+        return all(self.tape.calls.get(name, 0) > (self.call or 0) for name in self.layers)
+
+    @contextmanager
+    def module_hooks(self) -> Iterator[None]:
+        """Follows which module runs, with hooks on the class of modules: none is put on the model."""
+
+        def enter(module: nn.Module, args: Any) -> None:
+            self.running.append(module)
+
+        def leave(module: nn.Module, args: Any, output: Any) -> Any:
+            while self.running and self.running.pop() is not module:
+                pass  # modules left by an exception that the model caught
+            if isinstance(module, nn.ReLU) and args and output is args[0]:
+                output = self._returned(module, output)
+            if not has_own_hooks(module):
+                ran(module, output)
+            return output
+
+        def ran(module: nn.Module, output: Any) -> None:
+            for name in self.wanted.get(id(module), ()):
+                self._layer_ran(name, output)
+
+        handles = [
+            nn.modules.module.register_module_forward_pre_hook(enter),
+            nn.modules.module.register_module_forward_hook(leave),
+        ]
+        try:
+            with seen_last(self.layers.values(), ran) as has_own_hooks:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _returned(self, module: nn.Module, tensor: Tensor) -> Tensor:
+        """What an in-place ReLU returns, apart from the tensor that it overwrote.
+
+        The two are one tensor. Captum, though, hands a copy to the module, so that whoever reads the
+        overwritten tensor and not the returned one reads something else there.
+        """
+        value = None if self.paused else self.value_of(tensor)
+        if value is None:
+            return tensor
+        self.paused = True
+        returned = torch.ops.aten.alias(tensor)
+        self.paused = False
+        self.values[returned] = value
+        op = Op(
+            "alias",
+            {"self": value},
+            module=self.names.get(id(module), ""),
+            module_type=type(module).__name__,
+            rule=rule_for("alias"),
+            func=torch.ops.aten.alias.default,
+        )
+        self.tape.ops.append(op)
+        self._track(tensor, op)
+        return returned
+
+    def _layer_ran(self, name: str, output: Any) -> None:
+        count = self.tape.calls[name] = self.tape.calls.get(name, 0) + 1
+        wanted = self.call or 0
+        keep = wanted < 0 or count == wanted + 1
+        if keep and not self.paused:
+            tensor = self.choose(name, output)
+            value = self.value_of(tensor)
+            if value is not None and not value.constant:
+                self.tape.layers[name] = value
+                self.paused = True
+                self.tape.activations[name] = tensor.clone()
+                self.paused = False
+        if self.done:
+            self.paused = True
+            if self.stop_early:
+                raise _Stop
+
+    def finished(self) -> Tape:
+        """The tape, when every layer was seen."""
+        for name in self.layers:
+            if not self.tape.calls.get(name):
+                raise LayerError(
+                    f"layer {name!r} did not run in this forward pass; choose a layer that the model "
+                    f"calls for this input (a layer called by its function or weights is not seen)"
+                )
+            if self.call is not None and self.call >= self.tape.calls[name]:
+                raise LayerError(
+                    f"layer {name!r} ran {self.tape.calls[name]} times; call={self.call} asks for one more"
+                )
+            if name not in self.tape.layers:
+                raise LayerError(
+                    f"the output of layer {name!r} does not depend on the input that was given; "
+                    f"choose a layer on the way from the input"
+                )
+        return self.tape
+
+    # ---- tensors -------------------------------------------------------------------------
+
+    def _storage(self, tensor: Tensor) -> int:
+        reference = StorageWeakRef(tensor.untyped_storage())
+        # Held, so that the key cannot be given to other memory while the tape is being made.
+        self.memory.setdefault(reference.cdata, reference)
+        return reference.cdata
+
+    def _track(self, tensor: Tensor, op: Op) -> Value:
+        storage = self._storage(tensor)
+        generation = self.generation.setdefault(storage, 0)
+        starts = op.name == "input" or (op.fault is not None and not op.arguments)
+        constant = not starts and (
+            op.name in _STOPS
+            or not (tensor.is_floating_point() or tensor.is_complex())
+            or all(parent.constant for parent in op.parents())
+        )
+        if tensor.is_complex() and not constant and not starts:
+            op.fault = op.fault or "gives complex numbers, which rules do not carry"
+        value = Value(op, tensor.shape, tensor.dtype, storage, generation, constant)
+        self.values[tensor] = value
+        op.outputs.append(value)
+        return value
+
+    def value_of(self, tensor: Tensor) -> Value | None:
+        """The value of a tensor, a faulty one where its memory was written behind the tape's back."""
+        value = self.values.get(tensor)
+        if value is not None:
+            if value.generation == self.generation[value.storage]:
+                return value
+            why = "reads an activation that was overwritten in place through another view"
+        elif StorageWeakRef(tensor.untyped_storage()).cdata in self.generation:
+            why = "reads memory that an activation shares in a way that is not recorded"
+        else:
+            return None
+        # A stand-in on the tape: a signal that comes this way is refused, not lost.
+        op = Op("alias", fault=why, **self.place())
+        self.tape.ops.append(op)
+        return self._track(tensor, op)
+
+    def place(self) -> dict[str, Any]:
+        """The innermost module that is running, as arguments for ``Op``."""
+        if not self.running:
+            return {"module": "", "module_type": ""}
+        module = self.running[-1]
+        return {"module": self.names.get(id(module), ""), "module_type": type(module).__name__}
+
+    # ---- ops -----------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload):
+            return func(*args, **kwargs)
+        if func._schema.is_mutable:
+            self._save_state(func._schema, args, kwargs)
+        if self.paused:
+            return func(*args, **kwargs)
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not any(self.value_of(leaf) is not None for leaf in leaves):
+            return func(*args, **kwargs)
+        name = packet_of(func)
+        rule = None if func._overloadname in _SHORTHANDS else rule_for(name)
+        if rule is None and name not in _SHAPE_ONLY:
+            with self:
+                result = _decomposed(func, args, kwargs)
+            if result is not NotImplemented:
+                return result
+        rule = rule_for(name)
+        picks = name == "index" and any(
+            leaf.dtype == torch.bool and self.value_of(leaf) is not None for leaf in leaves
+        )
+        if name in _READS_TO_PYTHON or picks:
+            self.tape.faults.append(
+                f"{name} in {self.place()['module'] or 'the model'} hands a value of an activation to "
+                f"Python: what the forward does may depend on it"
+            )
+        return self._recorded(func, name, rule, args, kwargs)
+
+    def _save_state(self, schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Copies a parameter or buffer that the forward is about to write, to be put back at the end."""
+        for tensor in _written(schema, _bound(schema, args, kwargs)):
+            self._keep_for_readers(tensor)
+            owner = self.state.pop(StorageWeakRef(tensor.untyped_storage()).cdata, None)
+            if owner is not None:
+                self.saved.append((owner, owner.detach().clone()))
+
+    def _keep_for_readers(self, tensor: Tensor) -> None:
+        """Gives the ops that read a constant a copy of it, before it is overwritten."""
+        key = StorageWeakRef(tensor.untyped_storage()).cdata
+
+        def copy(leaf: Any) -> Any:
+            same = isinstance(leaf, Tensor) and (
+                StorageWeakRef(leaf.untyped_storage()).cdata == key
+            )
+            return leaf.detach().clone() if same else leaf
+
+        for op in self.readers.pop(key, ()):
+            op.arguments = tree_map(copy, op.arguments)
+            op.kept = tree_map(copy, op.kept)
+
+    def put_state_back(self) -> None:
+        """Undoes what the forward wrote into parameters and buffers."""
+        for owner, value in self.saved:
+            self._keep_for_readers(owner)
+            owner.detach().copy_(value)
+
+    def _recorded(
+        self, func: Any, name: str, rule: Rule | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if name in _SHAPE_ONLY:
+            return func(*args, **kwargs)
+        schema = func._schema
+        tensors = _bound(schema, args, kwargs)
+        op = Op(name, rule=rule, func=_out_of_place(func), **self.place())
+
+        op.arguments = {key: tree_map(self._as_argument, value) for key, value in tensors.items()}
+        for leaf in tree_leaves(op.arguments):
+            if isinstance(leaf, Tensor):
+                key = StorageWeakRef(leaf.untyped_storage()).cdata
+                self.readers.setdefault(key, []).append(op)
+        result = self._run_and_keep(op, func, args, kwargs, tensors)
+        self.tape.ops.append(op)
+        self._track_result(result, op, _written(schema, tensors))
+        return result
+
+    def _as_argument(self, leaf: Any) -> Any:
+        """A value in the place of a tensor that depends on the input."""
+        value = self.value_of(leaf) if isinstance(leaf, Tensor) else None
+        return leaf if value is None else value
+
+    def _run_and_keep(
+        self, op: Op, func: Any, args: Any, kwargs: Any, tensors: Mapping[str, Any]
+    ) -> Any:
+        result: Any = None
+        ran = False
+        rule = op.rule
+        try:
+            if rule and rule.before:
+                op.kept = rule.before(op, tensors, None, self.options)
+            result, ran = func(*args, **kwargs), True
+            if rule and rule.after:
+                op.kept = rule.after(op, tensors, result, self.options)
+        except UnsupportedOp as error:
+            # Whether it matters is known when the signal comes this way, or never does.
+            op.fault = error.why or str(error)
+        return result if ran else func(*args, **kwargs)
+
+    def _track_result(self, result: Any, op: Op, written: list[Tensor]) -> None:
+        for tensor in written:
+            storage = self._storage(tensor)
+            self.generation[storage] = self.generation.get(storage, 0) + 1
+        overwritten = {id(tensor) for tensor in written}
+        outputs = result if isinstance(result, (tuple, list)) else [result]
+        for output in outputs:
+            if not isinstance(output, Tensor):
+                op.outputs.append(None)
+            elif self.values.get(output) is not None and id(output) not in overwritten:
+                op.outputs.append(None)  # the op handed its argument through: nothing to reverse
+            else:
+                self._track(output, op)
+
+    def composite(
+        self, name: str, function: Callable[..., Tensor], arguments: dict[str, Any]
+    ) -> Tensor:
+        """Records a whole function as one op, none of the ops inside it."""
+        op = Op(name, rule=rule_for(name), func=function, **self.place())
+        op.arguments = {key: self._as_argument(leaf) for key, leaf in arguments.items()}
+        self.paused = True
+        try:
+            result = function(**arguments)
+        finally:
+            self.paused = False
+        self.tape.ops.append(op)
+        self._track(result, op)
+        return result
+
+
+def _decomposed(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Runs a composite op as the ops that it is made of, NotImplemented where it is none.
+
+    PyTorch's own kernel goes first: importing some parts of torch registers Python forms besides,
+    and what is recorded must not depend on what else has been imported.
+    """
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key):
+        return func._op_dk(key, *args, **kwargs)
+    return func.decompose(*args, **kwargs)
+
+
+def _written(schema: Any, bound: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors that a call writes into."""
+    arguments = [
+        bound[argument.name]
+        for argument in schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+
+
+def _out_of_place(func: Any) -> Callable[..., Any] | None:
+    """The same overload that writes into nothing."""
+    if not func._schema.is_mutable:
+        return func
+    namespace, _, name = func._schema.name.partition("::")
+    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
+    found = getattr(packet, func._overloadname, None)
+    # dropout calls its argument input, dropout_ calls it self.
+    names = [argument.name for argument in func._schema.arguments]
+    same = found is not None and [argument.name for argument in found._schema.arguments] == names
+    return found if same else None
+
+
+def _bound(schema: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """An aten call's arguments by name, with the schema's defaults."""
+    bound: dict[str, Any] = {}
+    for index, argument in enumerate(schema.arguments):
+        if index < len(args):
+            bound[argument.name] = args[index]
+        elif argument.name in kwargs:
+            bound[argument.name] = kwargs[argument.name]
+        else:
+            bound[argument.name] = argument.default_value
+    return bound

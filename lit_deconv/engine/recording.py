@@ -1,0 +1,200 @@
+"""One recorded forward pass and the walks over it, by rules or by autograd, behind one interface."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lit_deconv.engine.autograd import AutogradRecording
+from lit_deconv.engine.geometry import ReceptiveField, receptive_field, whole_image
+from lit_deconv.engine.patches import NotLocal, plan
+from lit_deconv.engine.signal import Signal, Window
+from lit_deconv.engine.tape import Tape
+from lit_deconv.engine.walk import on_path, walk
+
+Span: TypeAlias = "tuple[tuple[int, int], ...] | None"
+
+# Bytes of the largest map of signals that one chunk of units may make: about a cache on a CPU,
+# enough work to fill the device elsewhere.
+_CHUNK_BYTES = {"cpu": 8 << 20}
+_CHUNK_BYTES_ELSEWHERE = 256 << 20
+
+
+def rows_per_chunk(largest: int, device: torch.device) -> int:
+    """How many seeds to walk at a time.
+
+    Args:
+        largest: Bytes of the largest map of one seed.
+        device: Where they are.
+    """
+    return max(1, _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE) // max(1, largest))
+
+
+class Recording(Protocol):
+    """What both walks offer.
+
+    Attributes:
+        activations: Each layer's output, [N, C, *map].
+    """
+
+    activations: dict[str, Tensor]
+
+    def walk(self, layer: str, seed: Signal) -> list[Signal | None]:
+        """Full-map seeds at the layer back to each input."""
+
+    def walk_units(self, layer: str, units: Tensor, span: Span = None) -> list[Signal | None]:
+        """Units [U, 2 + D], each alone with its own activation, back to each input."""
+
+    def receptive_field(self, layer: str) -> ReceptiveField:
+        """The receptive fields of the layer's units."""
+
+    def interior(self, layer: str) -> Span:
+        """Positions whose units see nothing outside any map; None where that is not known."""
+
+    def units_per_chunk(self, layer: str) -> int:
+        """How many units to walk at a time."""
+
+
+class OnTape:
+    """The rules' walk over a tape."""
+
+    def __init__(self, tape: Tape, images: tuple[Tensor, ...]) -> None:
+        self.tape = tape
+        self.images = images
+        self.activations = tape.activations
+
+    def walk(self, layer: str, seed: Signal) -> list[Signal | None]:
+        """See ``Recording``."""
+        return walk(self.tape, self.tape.layers[layer], seed)
+
+    def walk_units(self, layer: str, units: Tensor, span: Span = None) -> list[Signal | None]:
+        """See ``Recording``. A unit starts as a window of one place, in one channel."""
+        seed = unit_seed(self.activations[layer], units, span)
+        return walk(self.tape, self.tape.layers[layer], seed)
+
+    def receptive_field(self, layer: str) -> ReceptiveField:
+        """See ``Recording``."""
+        return receptive_field(self.tape, self.tape.layers[layer])
+
+    def interior(self, layer: str) -> Span:
+        """See ``Recording``."""
+        try:
+            return plan(self.tape, self.tape.layers[layer]).interior()
+        except NotLocal:
+            return None
+
+    def units_per_chunk(self, layer: str) -> int:
+        """See ``Recording``."""
+        maps = [value for _, value in on_path(self.tape, self.tape.layers[layer])]
+        sizes = [
+            value.shape[1:].numel() * value.dtype.itemsize for value in (*maps, *self.tape.inputs)
+        ]
+        return rows_per_chunk(max(sizes), self.images[0].device)
+
+
+def unit_seed(activation: Tensor, units: Tensor, span: Span = None) -> Signal:
+    """Single units as a signal: each its own activation, one place in one channel.
+
+    Args:
+        activation: The layer's output, [N, C, *map].
+        units: int64 [U, 2 + D].
+        span: Bounds of the units' positions, where known, see ``Window``.
+    """
+    spatial = activation.ndim - 2
+    values = activation[units.unbind(1)].view(-1, 1, *[1] * spatial)
+    window = places(units, span) if spatial else None
+    return Signal(values, units[:, 0], window, channel=units[:, 1])
+
+
+def places(units: Tensor, span: Span = None) -> Window:
+    """Where units sit in their layer, as windows of one place.
+
+    Args:
+        units: int64 [U, 2 + D].
+        span: Bounds of their positions, where known.
+    """
+    spatial = units.shape[1] - 2
+    return Window(units[:, 2:], (1,) * spatial, (0,) * spatial, span)
+
+
+class ByAutograd:
+    """The autograd walk, on full maps."""
+
+    def __init__(self, recording: AutogradRecording) -> None:
+        self.recording = recording
+        self.activations = recording.outputs
+
+    def walk(self, layer: str, seed: Signal) -> list[Signal | None]:
+        """See ``Recording``."""
+        values = seed.dense(self.activations[layer].shape[1]).values
+        if seed.sample is None:
+            return [Signal(image) for image in self.recording.walk(layer, values)]
+        return [Signal(i) for i in self.recording.walk_units(layer, seed.sample, values)]
+
+    def walk_units(self, layer: str, units: Tensor, span: Span = None) -> list[Signal | None]:
+        """See ``Recording``."""
+        activation = self.activations[layer]
+        seeds = activation.new_zeros(len(units), *activation.shape[1:])
+        rows = torch.arange(len(units), device=units.device)
+        places = (rows, *units[:, 1:].unbind(1))
+        seeds[places] = activation[units.unbind(1)]
+        return [Signal(image) for image in self.recording.walk_units(layer, units[:, 0], seeds)]
+
+    def receptive_field(self, layer: str) -> ReceptiveField:
+        """The whole image: autograd does not say what a unit sees."""
+        return whole_image(self.recording.inputs[0].shape[2:])
+
+    def interior(self, layer: str) -> Span:
+        """See ``Recording``: there are no windows here."""
+        return None
+
+    def units_per_chunk(self, layer: str) -> int:
+        """See ``Recording``: here a chunk is bounded by the images it returns."""
+        largest = max(image[0].numel() * image.element_size() for image in self.recording.inputs)
+        return max(1, _CHUNK_BYTES_ELSEWHERE // max(1, largest))
+
+
+def cropped(signal: Signal | None, image: Tensor, field: ReceptiveField, units: Tensor) -> Tensor:
+    """The part of each reconstruction under its unit's receptive field.
+
+    Args:
+        signal: What a walk returned at the input.
+        image: The input, [N, C, *map], for shape and dtype.
+        field: The layer's receptive fields.
+        units: int64 [U, 2 + D].
+
+    Returns:
+        [U, C, *field]; zero where a box reaches past the image.
+    """
+    channels = image.shape[1]
+    if signal is None:
+        return image.new_zeros(len(units), channels, *field.size)
+    boxes = field.boxes(units[:, 2:])
+    start = boxes[:, : len(field.size)]
+    if signal.window is not None:
+        aligned = _cut_window(signal, field)
+        if aligned is not None:
+            return aligned.to(image.dtype)
+    full = signal.full(image.shape[2:]).values
+    under = Window(start, (1,) * len(field.size), (0,) * len(field.size))
+    rows = torch.arange(len(units), device=full.device)
+    frame = Signal(full.new_empty(len(units), channels, *field.size), rows, under)
+    patches = frame.of_window(full)
+    return Signal(patches, rows, under).clipped(image.shape[2:]).values.to(image.dtype)
+
+
+def _cut_window(signal: Signal, field: ReceptiveField) -> Tensor | None:
+    """The patch straight from the window, where its place in the box is the same for all units."""
+    assert signal.window is not None
+    pad: list[int] = []
+    for dim, size in enumerate(field.size):
+        stride, shift = signal.window.stride[dim], signal.window.shift[dim]
+        extent = signal.values.shape[2 + dim]
+        even = field.stride[dim] == stride or len(field.first[dim]) == 1
+        if field.whole[dim] or not even:
+            return None
+        before = shift - int(field.first[dim][0])
+        pad = [before, size - before - extent, *pad]
+    return torch.nn.functional.pad(signal.values, pad)

@@ -1,0 +1,265 @@
+"""Max-pooling: unpool to the switches of that forward pass (Zeiler & Fergus, 2.1)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_deconv.engine.errors import refusal
+from lit_deconv.engine.registry import reverse_rule
+from lit_deconv.engine.rules._shared import refuse_samples
+from lit_deconv.engine.rules.resampling import per_dim
+from lit_deconv.engine.signal import Signal, Window, widened
+from lit_deconv.engine.tape import Op, Options
+
+
+@dataclass(frozen=True)
+class Switches:
+    """Where in its window each pooled value came from.
+
+    Attributes:
+        codes: [N, C, *map], uint8 where the kernel has at most 255 places: the number of the place
+            in the kernel, row-major. One byte a switch, an eighth of PyTorch's indices.
+        kernel: Kernel size per dimension.
+        stride: Stride per dimension.
+        padding: Padding per dimension.
+        dilation: Dilation per dimension.
+        overlap: "add" (the adjoint) or "place" for windows that share a switch.
+        window: Where the codes lie, when they were recorded on patches ([U, C, *window]); None when
+            they cover the whole map of each image.
+    """
+
+    codes: Tensor
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    overlap: str = "add"
+    window: Window | None = None
+
+    @property
+    def disjoint(self) -> bool:
+        """Whether no two windows share a pixel."""
+        return all(
+            (kernel - 1) * dilation < stride
+            for kernel, dilation, stride in zip(
+                self.kernel, self.dilation, self.stride, strict=True
+            )
+        )
+
+    def covered(self, size: Sequence[int]) -> list[int]:
+        """Extent of all pixels under a block of ``size`` pooled values."""
+        return [
+            (extent - 1) * stride + (kernel - 1) * dilation + 1
+            for extent, stride, kernel, dilation in zip(
+                size, self.stride, self.kernel, self.dilation, strict=True
+            )
+        ]
+
+
+def switch_codes(
+    indices: Tensor,
+    map_size: Sequence[int],
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    """PyTorch's indices into the map as places in the kernel.
+
+    Args:
+        indices: int64 [N, C, *pooled], flat positions in a map of ``map_size``.
+        map_size: Sizes of the map that was pooled.
+        kernel: Per dimension, as are the next three.
+        stride: Step of the windows.
+        padding: What was put in front of the map.
+        dilation: Step inside a window.
+    """
+    dtype = torch.uint8 if math.prod(kernel) <= 255 else torch.int32
+    spatial, device = len(kernel), indices.device
+    lines = [
+        math.prod(map_size[dim + 1 :]) for dim in range(spatial)
+    ]  # flat steps of each dimension
+    places = list(itertools.product(*(range(extent) for extent in kernel)))
+    steps = [_dot(place, dilation, lines) for place in places]
+    if len(set(steps)) == len(steps):
+        # The flat distance from the window's first pixel names the place: one look-up a switch.
+        table = torch.zeros(max(steps) + 1, dtype=dtype, device=device)
+        table[torch.tensor(steps, device=device)] = torch.arange(len(steps), device=device).to(
+            dtype
+        )
+        first = torch.zeros((), dtype=torch.int64, device=device)
+        for dim in range(spatial):
+            along = torch.arange(indices.shape[2 + dim], device=device) * stride[dim] - padding[dim]
+            first = first[..., None] + along * lines[dim]
+        distance = indices - first
+        return table.index_select(0, distance.reshape(-1)).view(indices.shape)
+    place = torch.zeros_like(indices)
+    rest, per_step = indices, 1
+    for dim in reversed(range(spatial)):
+        coordinate = rest % map_size[dim]
+        rest = rest.div(map_size[dim], rounding_mode="floor")
+        origin = torch.arange(indices.shape[2 + dim], device=indices.device) * stride[dim]
+        origin = (origin - padding[dim]).view([-1 if d == dim else 1 for d in range(spatial)])
+        step = (coordinate - origin).div_(dilation[dim], rounding_mode="floor")
+        place.add_(step, alpha=per_step)
+        per_step *= kernel[dim]
+    return place.to(dtype)
+
+
+def _dot(*factors: Sequence[int]) -> int:
+    return sum(math.prod(step) for step in zip(*factors, strict=True))
+
+
+def _keep_switches(op: Op, tensors: Mapping[str, Any], result: Any, options: Options) -> Switches:
+    indices = result[1]
+    spatial = int(op.name[8])
+    if tensors["self"].ndim != spatial + 2:
+        raise refusal(op, "pools a tensor without a dimension of images")
+    kernel = per_dim(op["kernel_size"], spatial)
+    stride = per_dim(op["stride"] or op["kernel_size"], spatial)
+    padding, dilation = per_dim(op["padding"], spatial), per_dim(op["dilation"], spatial)
+    grid = kernel, stride, padding, dilation
+    return Switches(switch_codes(indices, tensors["self"].shape[2:], *grid), *grid, options.overlap)
+
+
+@reverse_rule(
+    "max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d_with_indices",
+    after=_keep_switches, windows=True, kind="switches",
+)  # fmt: skip
+def max_pool(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
+    """Each value to its switch; where windows overlap and share one, values add (or are placed)."""
+    switches: Switches = op.kept
+    map_size = op["self"].map_size
+    if signal.window is None:
+        canvas = unpool(signal.values, signal.of(switches.codes), switches)
+        # The canvas starts in the padding, and ends where the last window does.
+        yield op["self"], signal.map(lambda _: _cut(canvas, switches.padding, map_size))
+        return
+    if switches.window is None:
+        codes = signal.of_window(switches.codes)
+    else:
+        signal = widened(signal, switches.window.shift, switches.codes.shape[2:])
+        codes = switches.codes
+    assert signal.window is not None
+    unpooled = unpool(signal.values, codes, switches)
+    window = signal.window.moved(switches.stride, [-side for side in switches.padding])
+    yield op["self"], Signal(unpooled, signal.sample, window)
+
+
+def unpool(values: Tensor, codes: Tensor, switches: Switches) -> Tensor:
+    """Max-unpooling to the places that the codes name.
+
+    Args:
+        values: [U, C, *map].
+        codes: The switches of the same places.
+        switches: The geometry of the pool.
+
+    Returns:
+        [U, C, *canvas]: all pixels that the windows cover, from the first window's first pixel on.
+    """
+    if values.device.type == "cpu" and values.ndim == 4 and switches.overlap == "add":
+        return _unpool_by_index(values, codes, switches)
+    return _unpool_by_comparison(values, codes, switches)
+
+
+def _unpool_by_comparison(values: Tensor, codes: Tensor, switches: Switches) -> Tensor:
+    """One pass per place in the kernel: no scatter, so the same on every device and run."""
+    canvas = values.new_zeros(*values.shape[:2], *switches.covered(values.shape[2:]))
+    places = list(enumerate(itertools.product(*(range(kernel) for kernel in switches.kernel))))
+    for code, place in reversed(places):
+        along = [
+            slice(step * dilation, step * dilation + (extent - 1) * stride + 1, stride)
+            for step, dilation, extent, stride in zip(
+                place, switches.dilation, values.shape[2:], switches.stride, strict=True
+            )
+        ]
+        index = (slice(None), slice(None), *along)
+        target = canvas[index]
+        hit = codes == code
+        if switches.disjoint:
+            target.copy_(torch.where(hit, values, 0))
+        elif switches.overlap == "place":
+            target.copy_(torch.where(hit, values, target))
+        else:
+            target.add_(torch.where(hit, values, 0))
+    return canvas
+
+
+def _unpool_by_index(values: Tensor, codes: Tensor, switches: Switches) -> Tensor:
+    """One pass by PyTorch's own kernel, which on a CPU adds in a fixed order."""
+    height, width = switches.covered(values.shape[2:])
+    rows = torch.arange(values.shape[2]) * switches.stride[0] * width
+    origin = (rows[:, None] + torch.arange(values.shape[3]) * switches.stride[1]).flatten()
+    down = torch.arange(switches.kernel[0]) * switches.dilation[0] * width
+    step = (down[:, None] + torch.arange(switches.kernel[1]) * switches.dilation[1]).flatten()
+    flat = codes.expand(values.shape).flatten(2)
+    index = step.index_select(0, flat.reshape(-1).to(torch.int32)).view(flat.shape).add_(origin)
+    frame = values.new_empty(1).expand(*values.shape[:2], height, width)
+    if values.numel() == 0:
+        return values.new_zeros(frame.shape)
+    return torch.ops.aten.max_pool2d_with_indices_backward(
+        values, frame, switches.kernel, switches.stride, [0, 0], switches.dilation, False,
+        index.view(values.shape),
+    )  # fmt: skip
+
+
+def _cut(canvas: Tensor, start: list[int], size: torch.Size) -> Tensor:
+    """A map out of a canvas that may reach past it, or end before it does."""
+    for dim, (begin, length) in enumerate(zip(start, size, strict=True), start=2):
+        missing = begin + length - canvas.shape[dim]
+        if missing > 0:
+            canvas = torch.nn.functional.pad(
+                canvas, [0, 0] * (canvas.ndim - 1 - dim) + [0, missing]
+            )
+        canvas = canvas.narrow(dim, begin, length)
+    return canvas
+
+
+def _keep_flat_indices(op: Op, tensors: Mapping[str, Any], result: Any, options: Options) -> Tensor:
+    return result[1].clone()
+
+
+@reverse_rule(
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d",
+    "fractional_max_pool3d", after=_keep_flat_indices, kind="switches",
+)  # fmt: skip
+def irregular_max_pool(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
+    """The same for pools whose windows are not on a grid."""
+    map_size = op["self"].map_size
+    indices = signal.of(op.kept).flatten(2)
+
+    def back(values: Tensor) -> Tensor:
+        flat = values.new_zeros(*values.shape[:2], map_size.numel())
+        flat.scatter_add_(2, indices.expand(values.shape[0], -1, -1), values.flatten(2))
+        return flat.unflatten(2, map_size)
+
+    yield op["self"], signal.map(back)
+
+
+def _keep_winner(op: Op, tensors: Mapping[str, Any], result: Any, options: Options) -> Any:
+    if op.arguments.get("dim") is None:
+        raise refusal(op, "takes one maximum over all images")
+    return result[1].clone()
+
+
+@reverse_rule("max", "min", after=_keep_winner, kind="switches")
+def max_along(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
+    """Maximum along one dimension: to the winner."""
+    (dim,) = refuse_samples(op, [op["dim"]], len(op["self"].shape))
+    shape = op["self"].shape[1:]
+    winner = signal.of(op.kept)
+
+    def back(values: Tensor) -> Tensor:
+        index = winner.expand(values.shape[0], *winner.shape[1:])
+        if not op["keepdim"]:
+            values, index = values.unsqueeze(dim), index.unsqueeze(dim)
+        return values.new_zeros(values.shape[0], *shape).scatter_(dim, index, values)
+
+    yield op["self"], signal.map(back)

@@ -1,0 +1,249 @@
+"""What travels back through a network: a full map per seed, or one window per unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+_Index: TypeAlias = "tuple[slice, ...]"
+
+# Values in a unit's window from which, on a CPU, one copy a unit beats one lookup a value.
+_BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where the windows of a signal lie in its map: ``position * stride + shift`` per unit.
+
+    Stride and shift are plain integers, the same for all units of a layer, so that two windows can
+    be aligned without asking the device.
+
+    Attributes:
+        position: int64 [U, D], each unit's position in the layer's map.
+        stride: Pixels of this map per step of position, per dimension.
+        shift: Where the window of the unit at position 0 starts, per dimension.
+        span: Smallest and largest position per dimension, where they are known without asking the
+            device; then windows that all lie inside their map need no clipping.
+    """
+
+    position: Tensor
+    stride: tuple[int, ...]
+    shift: tuple[int, ...]
+    span: tuple[tuple[int, int], ...] | None = None
+
+    def inside(self, size: Sequence[int], map_size: Sequence[int]) -> bool:
+        """Whether all windows of ``size`` are known to lie in the map. False where it is not known."""
+        if self.span is None:
+            return False
+        return all(
+            low * stride + shift >= 0 and high * stride + shift + extent <= whole
+            for (low, high), stride, shift, extent, whole in zip(
+                self.span, self.stride, self.shift, size, map_size, strict=True
+            )
+        )
+
+    def offset(self) -> Tensor:
+        """First row, column, ... of each window, int64 [U, D]; may lie outside the map."""
+        stride = self.position.new_tensor(self.stride)
+        return self.position * stride + self.position.new_tensor(self.shift)
+
+    def moved(self, stride: Sequence[int], shift: Sequence[int]) -> Window:
+        """The window one op further back: offset * stride + shift."""
+        return Window(
+            self.position,
+            tuple(old * step for old, step in zip(self.stride, stride, strict=True)),
+            tuple(
+                old * step + add for old, step, add in zip(self.shift, stride, shift, strict=True)
+            ),
+        )
+
+    def rows(self, units: slice) -> Window:
+        """The windows of some of the units."""
+        return replace(self, position=self.position[units])
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A batch of signals at one point of the network.
+
+    Attributes:
+        values: [U, C, *map], or [U, C, *window] where ``window`` is set. One row a seed.
+        sample: int64 [U], the image each row belongs to; None: row u belongs to image u.
+        window: Where the windows lie; None for full maps.
+        output: Which output of an op with several the signal stands at.
+        channel: int64 [U] where each seed's signal is zero but in one channel; ``values`` then hold
+            that channel alone, [U, 1, ...].
+    """
+
+    values: Tensor
+    sample: Tensor | None = None
+    window: Window | None = None
+    output: int = 0
+    channel: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Signal:
+        """The same seeds at the same place, other values."""
+        return self.carrying(function(self.values))
+
+    def carrying(self, values: Tensor) -> Signal:
+        """Other values for the same seeds at the same place."""
+        return replace(self, values=values)
+
+    def dense(self, channels: int) -> Signal:
+        """The same signal with all of its channels."""
+        if self.channel is None:
+            return self
+        values = self.values.new_zeros(len(self.values), channels, *self.values.shape[2:])
+        index = self.channel.view(-1, *[1] * (values.ndim - 1)).expand(self.values.shape)
+        return replace(self, values=values.scatter_(1, index, self.values), channel=None)
+
+    def of(self, recorded: Tensor) -> Tensor:
+        """Rows of something recorded per image, [N, ...] -> [U, ...], one for each seed."""
+        if self.sample is None or recorded.shape[0] == 1:
+            return recorded
+        return recorded.index_select(0, self.sample)
+
+    def of_window(self, recorded: Tensor) -> Tensor:
+        """The part of something recorded per image that lies under each window.
+
+        Args:
+            recorded: [N, C, *map].
+
+        Returns:
+            [U, C, *window]; where a window reaches past the map, whatever is at hand.
+        """
+        if self.window is None:
+            return self.of(recorded)
+        if self._block_by_block():
+            blocks = recorded.new_zeros(self.values.shape)
+            for unit, (image, here, there) in enumerate(self._blocks(recorded)):
+                blocks[unit][here] = recorded[image][there]
+            return blocks
+        index, _ = self._places(recorded.shape[2:])
+        units, channels, *size = self.values.shape
+        images = recorded.shape[0]
+        per_map = recorded.shape[2:].numel()
+        sample = self._samples() if images > 1 else self.window.position.new_zeros(units)
+        lines = sample[:, None] * channels + torch.arange(channels, device=recorded.device)
+        flat = lines.view(units, channels, *[1] * len(size)) * per_map + index
+        return recorded.reshape(-1).index_select(0, flat.view(-1)).view(units, channels, *size)
+
+    def clipped(self, map_size: Sequence[int], fill: float = 0.0) -> Signal:
+        """Zero, or ``fill``, where a window reaches past its map."""
+        assert self.window is not None
+        if self.window.inside(self.values.shape[2:], map_size):
+            return self
+        _, inside = self._places(map_size)
+        return self.map(lambda values: torch.where(inside, values, fill))
+
+    def full(self, map_size: Sequence[int]) -> Signal:
+        """The signal on the whole map: each window put in its place, zero elsewhere.
+
+        Args:
+            map_size: Sizes of the map behind samples and channels.
+        """
+        if self.window is None:
+            return self
+        units, channels = self.values.shape[:2]
+        if self._block_by_block():
+            full = self.values.new_zeros(units, channels, *map_size)
+            for unit, (_, here, there) in enumerate(self._blocks(full)):
+                full[unit][there] = self.values[unit][here]
+            return replace(self, values=full, window=None)
+        index, inside = self._places(map_size)
+        full = self.values.new_zeros(units, channels, *map_size)
+        # Where a window reaches past the map its values are zero: adding them anywhere is nothing.
+        values = torch.where(inside, self.values, 0)
+        full.flatten(2).scatter_add_(
+            2, index.flatten(2).expand(-1, channels, -1), values.flatten(2)
+        )
+        return replace(self, values=full, window=None)
+
+    def _block_by_block(self) -> bool:
+        """Whether copying each unit's window by itself is cheaper than looking up every pixel."""
+        per_unit = self.values.shape[1:].numel()
+        return self.values.device.type == "cpu" and per_unit >= _BLOCK
+
+    def _blocks(self, whole: Tensor) -> Iterator[tuple[int, _Index, _Index]]:
+        """Per unit: its sample, where its window lies inside the map, and which part of it that is."""
+        assert self.window is not None
+        size, map_size = self.values.shape[2:], whole.shape[2:]
+        samples = self._samples() if len(whole) > 1 else self._samples() * 0
+        for sample, offset in zip(samples.tolist(), self.window.offset().tolist(), strict=True):
+            here: list[slice] = [slice(None)]
+            there: list[slice] = [slice(None)]
+            for start, extent, end in zip(offset, size, map_size, strict=True):
+                first, last = min(max(start, 0), end), max(min(start + extent, end), 0)
+                there.append(slice(first, last))
+                here.append(slice(first - start, last - start) if last > first else slice(0, 0))
+            yield sample, tuple(here), tuple(there)
+
+    def _samples(self) -> Tensor:
+        if self.sample is not None:
+            return self.sample
+        return torch.arange(self.values.shape[0], device=self.values.device)
+
+    def _places(self, map_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Flat index into the map and whether it is inside, both [U, 1, *window]."""
+        assert self.window is not None
+        offset = self.window.offset()
+        units, _, *size = self.values.shape
+        index = offset.new_zeros((units, 1, *size))
+        inside = torch.ones_like(index, dtype=torch.bool)
+        for dim, (extent, whole) in enumerate(zip(size, map_size, strict=True)):
+            line = offset[:, dim, None] + torch.arange(extent, device=offset.device)
+            shape = [units, 1] + [1] * len(size)
+            shape[2 + dim] = extent
+            inside = inside & ((line >= 0) & (line < whole)).view(shape)
+            index = index * whole + line.clamp(0, whole - 1).view(shape)
+        return index, inside
+
+
+def added(one: Signal, other: Signal, map_size: Sequence[int]) -> Signal:
+    """The sum of two signals of the same seeds at the same place of the network.
+
+    Args:
+        one: A signal.
+        other: Another; two windows are joined in the smallest window that holds both.
+        map_size: Sizes of the map they lie in.
+    """
+    if one.channel is not other.channel:
+        raise ValueError("signals are added with all channels, or both in the same one")
+    if one.window is None and other.window is None:
+        return one.map(lambda values: values + other.values)
+    if one.window is None or other.window is None or one.window.stride != other.window.stride:
+        return added(one.full(map_size), other.full(map_size), map_size)
+    windows = one.window, other.window
+    start = [min(shifts) for shifts in zip(*(window.shift for window in windows), strict=True)]
+    stop = [
+        max(first + length for first, length in ends)
+        for ends in zip(
+            *(
+                list(zip(signal.window.shift, signal.values.shape[2:], strict=True))
+                for signal in (one, other)
+                if signal.window is not None
+            ),
+            strict=True,
+        )
+    ]
+    size = [last - first for first, last in zip(start, stop, strict=True)]
+    wide = widened(one, start, size)
+    return wide.map(lambda values: values + widened(other, start, size).values)
+
+
+def widened(signal: Signal, start: Sequence[int], size: Sequence[int]) -> Signal:
+    """A windowed signal in a window that starts at ``start`` and holds it; zero where it was not."""
+    assert signal.window is not None
+    if tuple(start) == signal.window.shift and tuple(size) == signal.values.shape[2:]:
+        return signal
+    pad: list[int] = []
+    for shift, extent, first, length in zip(
+        signal.window.shift, signal.values.shape[2:], start, size, strict=True
+    ):
+        pad = [shift - first, first + length - shift - extent, *pad]
+    values = torch.nn.functional.pad(signal.values, pad)
+    return replace(signal, values=values, window=replace(signal.window, shift=tuple(start)))

@@ -1,0 +1,128 @@
+"""What one forward pass did: which ops ran on what came from the input, and what their rules keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lit_deconv.engine.registry import Rule
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may choose about the reverse pass, as the rules need to know while recording.
+
+    Attributes:
+        gates: "constant" keeps gates as constants; "gradient" is the product rule.
+        overlap: "add" is the adjoint of overlapping pools; "place" overwrites like ``max_unpool2d``.
+    """
+
+    gates: str = "constant"
+    overlap: str = "add"
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor of the forward pass that depends on the input; the tensor itself is not held.
+
+    Attributes:
+        op: The op that made it; the tape's input for the first one.
+        shape: Its shape, samples first.
+        dtype: Its dtype.
+        storage: Key of the memory it lived in.
+        generation: How often that memory had been overwritten when the value was made.
+        constant: Whether no signal can flow through it: it was compared, cast to whole numbers or
+            detached.
+    """
+
+    op: Op
+    shape: torch.Size
+    dtype: torch.dtype
+    storage: int = 0
+    generation: int = 0
+    constant: bool = False
+
+    @property
+    def map_size(self) -> torch.Size:
+        """The sizes behind samples and channels, [*spatial]."""
+        return self.shape[2:]
+
+
+@dataclass(eq=False)
+class Op:
+    """One recorded call. Arguments by name; a ``Value`` stands where a tensor came from the input.
+
+    Attributes:
+        name: The aten name without overload or in-place underscore, such as ``convolution``.
+        arguments: Every argument of the op's schema by name, defaults filled in.
+        outputs: The values it returned (None where an output is no tensor).
+        module: Dotted name of the innermost module that was running ("" for the model itself).
+        module_type: That module's class name.
+        rule: Its reverse rule, None where there is none.
+        kept: What the rule asked to keep.
+        fault: Why the tape lost track here, None where it did not.
+        func: Runs the op again (out of place) on arguments by name; None where it cannot be.
+    """
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    outputs: list[Value | None] = field(default_factory=list)
+    module: str = ""
+    module_type: str = ""
+    rule: Rule | None = None
+    kept: Any = None
+    fault: str | None = None
+    func: Callable[..., Any] | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def parents(self) -> Iterator[Value]:
+        """The values it read, in argument order, repeats included."""
+        for leaf in tree_leaves(list(self.arguments.values())):
+            if isinstance(leaf, Value):
+                yield leaf
+
+    @property
+    def where(self) -> str:
+        """The op and its module, for messages."""
+        module = f"{self.module} ({self.module_type})" if self.module else "the model's own forward"
+        return f"{self.name} in {module}"
+
+
+@dataclass
+class Tape:
+    """What one forward pass did.
+
+    Attributes:
+        ops: In the order in which they ran.
+        inputs: One value per tracked input.
+        layers: For each chosen layer the value of its output.
+        activations: For each chosen layer its output, as the layer returned it.
+        calls: How often each chosen layer was seen to run.
+        complete: Whether the forward ran to its end, so that ``calls`` is the whole truth.
+        samples: Number of images N.
+        device: Where it ran.
+        faults: What made the whole recording unreliable, such as control flow that read values.
+        call: Which call of a layer was asked for, None where there is but one.
+        relus: Names of the ``nn.ReLU`` modules: what Captum hooks.
+        gradients_off: Modules in which the model turned gradients off.
+    """
+
+    ops: list[Op] = field(default_factory=list)
+    inputs: list[Value] = field(default_factory=list)
+    layers: dict[str, Value] = field(default_factory=dict)
+    activations: dict[str, Tensor] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    complete: bool = False
+    samples: int = 0
+    device: torch.device | None = None
+    faults: list[str] = field(default_factory=list)
+    call: int | None = None
+    relus: frozenset[str] = frozenset()
+    gradients_off: list[str] = field(default_factory=list)

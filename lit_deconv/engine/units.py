@@ -1,0 +1,279 @@
+"""Single units in bulk: in chunks, those inside the image apart from those at its border."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_deconv.engine.geometry import ReceptiveField, receptive_field
+from lit_deconv.engine.patches import NotLocal, PatchPlan, plan, whole_flops
+from lit_deconv.engine.recording import Recording, Span, cropped, places, rows_per_chunk
+from lit_deconv.engine.signal import Signal, Window
+from lit_deconv.engine.tape import Op, Tape, Value
+from lit_deconv.engine.walk import pixels
+
+
+@dataclass(frozen=True)
+class Local:
+    """A layer's way through the model, as one image of this size shows it.
+
+    Attributes:
+        plan: How to compute its units from patches, None where that cannot be.
+        why: Why it cannot be.
+        field: Its receptive fields.
+        shape: Shape of its output behind the images.
+        flops: Multiply-adds of the convolutions in front of it, for one image.
+        constants: Identities of the tensors that the plan uses.
+        per_image: Those among them that could hold one row an image, were there more than one.
+    """
+
+    plan: PatchPlan | None
+    why: str
+    field: ReceptiveField
+    shape: torch.Size
+    flops: int
+    constants: frozenset[int]
+    per_image: frozenset[int]
+
+    def without_plan(self) -> Local:
+        """The same for a model that computes constants of its own, which one image cannot show."""
+        return replace(
+            self, plan=None, why="it adds or multiplies what may differ from image to image"
+        )
+
+    def cheaper(self, units: int, images: int) -> bool:
+        """Whether patches take fewer operations forward than whole images; the way back is the same."""
+        return self.plan is not None and units * self.plan.flops < images * self.flops
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layer's feature maps for images of one size, known before the images are.
+
+    Attributes:
+        channels: How many feature maps.
+        map_size: Their extents.
+        field: Which pixels their units see.
+        image: Channels and extents of one image.
+        is_local: Whether units can be computed from what lies in their field alone; else it takes
+            the whole image.
+    """
+
+    channels: int
+    map_size: tuple[int, ...]
+    field: ReceptiveField
+    image: tuple[int, ...]
+    is_local: bool
+
+    @property
+    def takes_image(self) -> bool:
+        """Whether the whole image has to be kept to compute a unit, as patches are no smaller."""
+        return not self.is_local or tuple(self.field.size) == self.image[1:]
+
+    @property
+    def patch_size(self) -> tuple[int, ...]:
+        """Extents of what has to be kept of an image to compute a unit."""
+        return self.image[1:] if self.takes_image else tuple(self.field.size)
+
+
+def local_way(tape: Tape, target: Value) -> Local:
+    """Reads a layer's way off the tape of one image."""
+    field = receptive_field(tape, target)
+    shape, flops = target.shape[1:], whole_flops(tape, target)
+    try:
+        found = plan(tape, target)
+    except NotLocal as verdict:
+        return Local(None, str(verdict), field, shape, flops, frozenset(), frozenset())
+    constants = frozenset(
+        id(argument)
+        for op in found.ops
+        for argument in op.arguments.values()
+        if isinstance(argument, Tensor)
+    )
+    per_image = frozenset(
+        id(argument)
+        for op in found.ops
+        for name, argument in op.arguments.items()
+        if isinstance(argument, Tensor)
+        and name in ("self", "other")
+        and argument.ndim == target_rank(op)
+    )
+    return Local(found, "", field, shape, flops, constants, per_image)
+
+
+def target_rank(op: Op) -> int:
+    """Number of dimensions of what an op returned."""
+    return next(len(value.shape) for value in op.outputs if value is not None)
+
+
+def patched_units(
+    plan: PatchPlan, field: ReceptiveField, images: Tensor, units: Tensor, crop: bool
+) -> list[Any]:
+    """Units computed from the patches under them alone, forward and back.
+
+    Args:
+        plan: The layer's plan.
+        field: Its receptive fields.
+        images: [N, C, *map].
+        units: int64 [U, 2 + D].
+        crop: Return patches and boxes instead of full images.
+
+    Returns:
+        A list of one result, as there is one input.
+    """
+    result = _empty(images, field, units, crop)
+    for index, _, signal in _by_patches(
+        plan, images, units, lambda u, at: plan.cut(images, u[:, 0], at)
+    ):
+        result[index] = _finished(signal, images, field, units[index], crop)
+    return [_with_boxes(result, field, units, crop)]
+
+
+def units_of_patches(
+    local: Local, patches: Tensor, units: Tensor, image: torch.Size
+) -> tuple[Tensor, Tensor]:
+    """Units of which only their receptive field was kept.
+
+    Args:
+        local: The layer's way; its units can be computed from patches.
+        patches: [P, C, *field], 0 outside the image; or whole images.
+        units: int64 [U, 2 + D]: row of ``patches``, channel, position.
+        image: Channels and extents of an image.
+
+    Returns:
+        Activations [U] and reconstructions [U, C, *field].
+    """
+    plan, field = local.plan, local.field
+    assert plan is not None
+    images = patches.new_empty(1).expand(len(patches), *image)
+
+    def under(chosen: Tensor, at: Window) -> Tensor:
+        if patches.shape[1:] == image:
+            return plan.cut(patches, chosen[:, 0], at)
+        rows = patches.index_select(0, chosen[:, 0])
+        if tuple(plan.size) == tuple(field.size) and not any(field.whole):
+            return rows
+        start = field.boxes(chosen[:, 2:])[:, : len(field.size)]
+        window = Window(start, (1,) * len(field.size), (0,) * len(field.size))
+        pasted = Signal(rows, None, window).clipped(image[1:]).full(image[1:]).values
+        return plan.cut(pasted, torch.arange(len(rows), device=rows.device), at)
+
+    activations = patches.new_empty(len(units))
+    found = patches.new_empty(len(units), image[0], *field.size)
+    for index, own, signal in _by_patches(plan, images, units, under):
+        activations[index] = own
+        found[index] = cropped(signal, images, field, units[index])
+    return activations, found
+
+
+def _by_patches(
+    plan: PatchPlan,
+    images: Tensor,
+    units: Tensor,
+    cut: Callable[[Tensor, Window], Tensor],
+) -> Iterator[tuple[Tensor, Tensor, Signal | None]]:
+    """Chunk by chunk: which units, their activations, their signals at the image."""
+    largest = max(
+        value.shape[1] * torch.Size(extent.size).numel() for value, extent in plan.extents.items()
+    )
+    rows = rows_per_chunk(largest * images.element_size(), images.device)
+    for chosen, span in _groups(units, plan.interior()):
+        for index in chosen.split(rows):
+            chunk = units[index]
+            at = places(chunk, span)
+            activation, tape = plan.forward(cut(chunk, at), at)
+            own = activation.gather(1, chunk[:, 1:2]).squeeze(1)
+            yield index, own, plan.reverse(tape, own, chunk[:, 1], at)
+
+
+def walked_units(
+    recording: Recording, layer: str, units: Tensor, images: tuple[Tensor, ...], crop: bool
+) -> list[Any]:
+    """Units walked back over a recording of whole images.
+
+    Args:
+        recording: The forward pass.
+        layer: The layer's name.
+        units: int64 [U, 2 + D].
+        images: The inputs.
+        crop: Return patches and boxes instead of full images.
+
+    Returns:
+        One result an input.
+    """
+    field = recording.receptive_field(layer)
+    results = [_empty(image, field, units, crop) for image in images]
+    for chosen, span in _groups(units, recording.interior(layer)):
+        for index in chosen.split(recording.units_per_chunk(layer)) if len(chosen) else ():
+            chunk = units[index]
+            found = recording.walk_units(layer, chunk, span)
+            for result, signal, image in zip(results, found, images, strict=True):
+                result[index] = _finished(signal, image, field, chunk, crop)
+    return [_with_boxes(result, field, units, crop) for result in results]
+
+
+def walked_maps(
+    recording: Recording, layer: str, channels: Tensor, images: tuple[Tensor, ...]
+) -> list[Tensor]:
+    """Whole feature maps, each alone, walked back over a recording.
+
+    Args:
+        recording: The forward pass.
+        layer: The layer's name.
+        channels: int64 [M].
+        images: The inputs, each [N, ...].
+
+    Returns:
+        [M, N, ...] for each input.
+    """
+    activation, count = recording.activations[layer], len(images[0])
+    samples = torch.arange(count, device=channels.device)
+    rows = torch.cartesian_prod(channels, samples).view(-1, 2)
+    parts: list[list[Tensor]] = [[image.new_empty(0, *image.shape[1:])] for image in images]
+    for channel, sample in (
+        part.unbind(1) for part in rows.split(recording.units_per_chunk(layer)) if len(part)
+    ):
+        seed = Signal(activation[sample, channel].unsqueeze(1), sample, channel=channel)
+        found = recording.walk(layer, seed)
+        for part, signal, image in zip(parts, found, images, strict=True):
+            part.append(pixels(signal, image, len(sample)))
+    return [
+        torch.cat(part).view(len(channels), count, *image.shape[1:])
+        for part, image in zip(parts, images, strict=True)
+    ]
+
+
+def _groups(units: Tensor, interior: Span) -> Iterator[tuple[Tensor, Span]]:
+    """Units that see nothing outside the image, with the bounds of their positions, then the others."""
+    if interior is None:
+        yield torch.arange(len(units), device=units.device), None
+        return
+    positions = units[:, 2:]
+    low = positions.new_tensor([bounds[0] for bounds in interior])
+    high = positions.new_tensor([bounds[1] for bounds in interior])
+    inside = ((positions >= low) & (positions <= high)).all(1)
+    yield inside.nonzero().squeeze(1), interior
+    yield (~inside).nonzero().squeeze(1), None
+
+
+def _finished(
+    signal: Signal | None, image: Tensor, field: ReceptiveField, units: Tensor, crop: bool
+) -> Tensor:
+    if crop:
+        return cropped(signal, image, field, units)
+    if signal is not None and signal.window is not None:
+        signal = Signal(signal.values, units[:, 0], signal.window)
+    return pixels(signal, image, len(units))
+
+
+def _empty(image: Tensor, field: ReceptiveField, units: Tensor, crop: bool) -> Tensor:
+    """Where the reconstructions go, made once so that none is held twice."""
+    return image.new_empty(len(units), image.shape[1], *(field.size if crop else image.shape[2:]))
+
+
+def _with_boxes(result: Tensor, field: ReceptiveField, units: Tensor, crop: bool) -> Any:
+    return (result, field.boxes(units[:, 2:])) if crop else result

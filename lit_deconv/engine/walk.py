@@ -1,0 +1,148 @@
+"""The reverse pass: from a seed at a layer back to the pixels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lit_deconv.engine.errors import AmbiguousProduct, UnsupportedOp, refusal
+from lit_deconv.engine.signal import Signal, added
+from lit_deconv.engine.tape import Op, Tape, Value
+
+# A window with this share of its map's area costs more to place and clip than it saves.
+FULL_FROM = 0.9
+
+
+def walk(
+    tape: Tape, target: Value, seed: Signal, full_from: float = FULL_FROM
+) -> list[Signal | None]:
+    """Sends seeds from ``target`` back to the inputs, op by op (Zeiler & Fergus, section 2.1).
+
+    Args:
+        tape: The recorded forward pass.
+        target: Where the seeds sit.
+        seed: One row a seed, shaped like the target or a window of it.
+        full_from: Share of its map's area from which a window is put on the full map.
+
+    Returns:
+        The signal at each of the tape's inputs, None where none arrived.
+
+    Raises:
+        UnsupportedOp: An op on the way has no rule, or one that cannot honour it.
+        AmbiguousProduct: A product of two activations has no one way back.
+    """
+    signals: dict[Value, Signal] = {target: seed}
+    for op in reversed(tape.ops):
+        for index, output in enumerate(op.outputs):
+            if output is None or output not in signals or op.name == "input":
+                continue
+            why = why_unsupported(op, output, tape.samples)
+            if why or op.rule is None:
+                raise refusal(op, why)
+            signal = _as_taken(op, signals.pop(output), index, full_from)
+            for parent, contribution in op.rule.reverse(op, signal):
+                if not isinstance(parent, Value) or parent.constant:
+                    continue
+                if parent in signals:
+                    contribution = _sum(signals[parent], contribution, parent)
+                signals[parent] = contribution
+    arrived = [signals.get(value) for value in tape.inputs]
+    return [
+        signal and signal.dense(value.shape[1])
+        for signal, value in zip(arrived, tape.inputs, strict=True)
+    ]
+
+
+def why_unsupported(op: Op, output: Value, samples: int) -> str | None:
+    """Why rules cannot reverse an op on the way back, None if they can.
+
+    Args:
+        op: The recorded op.
+        output: The one of its outputs at which the signal stands.
+        samples: Number of images N.
+    """
+    if op.fault:
+        return op.fault
+    if op.rule is None:
+        return "has no reverse rule"
+    for name, argument in op.arguments.items():
+        leaves = argument if isinstance(argument, (list, tuple)) else [argument]
+        if name not in op.rule.of and any(isinstance(leaf, Value) for leaf in leaves):
+            return f"has an argument {name!r} that depends on the input"
+    for value in (output, *(parent for parent in op.parents() if not parent.constant)):
+        if not value.shape or value.shape[0] != samples:
+            return f"does not keep the {samples} images apart along the first dimension"
+    return None
+
+
+def refusals(tape: Tape, target: Value) -> list[tuple[Op, str]]:
+    """Why rules cannot take a signal from ``target`` to the input: nothing, if they can."""
+    found = [(tape.ops[0], fault) for fault in tape.faults]
+    for op, output in on_path(tape, target):
+        why = why_unsupported(op, output, tape.samples)
+        if why:
+            found.append((op, why))
+    if not found:
+        # Some rules see only on the way back that they cannot honour a call: walk no seeds at all.
+        nothing = torch.empty(0, *target.shape[1:], dtype=target.dtype, device=tape.device)
+        try:
+            walk(
+                tape, target, Signal(nothing, torch.empty(0, dtype=torch.int64, device=tape.device))
+            )
+        except UnsupportedOp as error:
+            found.append((error.op or tape.ops[0], error.why or str(error)))
+        except AmbiguousProduct:
+            pass  # autograd has no way back either: the real walk says so
+    return found
+
+
+def on_path(tape: Tape, target: Value) -> list[tuple[Op, Value]]:
+    """The ops that a signal from ``target`` passes, last first, each with an output it passes by."""
+    reached = {target}
+    path = []
+    for op in reversed(tape.ops):
+        outputs = [output for output in op.outputs if output in reached]
+        if op.name != "input" and outputs and outputs[0] is not None:
+            path.append((op, outputs[0]))
+            reached.update(parent for parent in op.parents() if not parent.constant)
+    return path
+
+
+def pixels(signal: Signal | None, image: Tensor, rows: int) -> Tensor:
+    """A signal at the input as full images.
+
+    Args:
+        signal: What ``walk`` returned for one input.
+        image: That input, [N, ...], for shape and dtype.
+        rows: Number of seeds.
+
+    Returns:
+        [rows, ...]; zero where no signal arrived.
+    """
+    if signal is None:
+        return image.new_zeros(rows, *image.shape[1:])
+    return signal.full(image.shape[2:]).values.to(image.dtype)
+
+
+def _as_taken(op: Op, signal: Signal, index: int, full_from: float) -> Signal:
+    """The signal as its rule takes it: on the full map if it knows no windows or that is no more."""
+    assert op.rule is not None
+    output = op.outputs[index]
+    assert output is not None
+    if signal.window is not None:
+        windows = op.rule.windows(op) if callable(op.rule.windows) else op.rule.windows
+        window, whole = signal.values.shape[2:].numel(), output.map_size.numel()
+        if not windows or window >= full_from * whole:
+            signal = signal.full(output.map_size)
+    if signal.channel is not None:
+        one_hot = op.rule.one_hot(op) if callable(op.rule.one_hot) else op.rule.one_hot
+        signal = signal if one_hot else signal.dense(output.shape[1])
+    return replace(signal, output=index)
+
+
+def _sum(one: Signal, other: Signal, value: Value) -> Signal:
+    if one.channel is not other.channel:
+        one, other = one.dense(value.shape[1]), other.dense(value.shape[1])
+    return added(one, other, value.map_size)

@@ -1,0 +1,1 @@
+"""Generated pictures and the models trained on them."""

@@ -1,0 +1,37 @@
+"""The strongest activations of each channel over a data set, mergeable across processes."""
+
+from __future__ import annotations
+
+from lit_deconv.top.collector import Collector
+from lit_deconv.top.identity import NOT_COUNTED, batch_indices, hashed
+from lit_deconv.top.loop import collect_top
+from lit_deconv.top.memory import MAX_BYTES, LayerBytes, estimate, total_bytes
+from lit_deconv.top.metric import Counted, TopUnits, settle
+from lit_deconv.top.reconstruction import TopReconstructions, reconstruct_top, tolerance
+from lit_deconv.top.result import Images, LayerTop, TopActivations, of_all_processes
+from lit_deconv.top.sources import DatasetImages, SpilledImages, images_of
+
+__all__ = [
+    "MAX_BYTES",
+    "NOT_COUNTED",
+    "Collector",
+    "Counted",
+    "DatasetImages",
+    "Images",
+    "LayerBytes",
+    "LayerTop",
+    "SpilledImages",
+    "TopActivations",
+    "TopReconstructions",
+    "TopUnits",
+    "batch_indices",
+    "collect_top",
+    "estimate",
+    "hashed",
+    "images_of",
+    "of_all_processes",
+    "reconstruct_top",
+    "settle",
+    "tolerance",
+    "total_bytes",
+]

@@ -1,0 +1,1 @@
+"""The engine's tests: rules, the walk, the tape and receptive fields against slow definitions."""
