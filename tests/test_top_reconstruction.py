@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,10 +157,14 @@ def test_without_room_for_patches_each_image_is_read_once_more(
     assert isinstance(source, SpilledImages)
     wanted = torch.cat([layer.identity.flatten() for layer in top.values()]).unique()
     assert len(wanted) <= len(source) <= len(x)
-    folder = Path(source._folder.name)
+    folder = source._folder
     assert len(list(folder.iterdir())) == len(source)
-    del top, source
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        del top, source
+        gc.collect()
     assert not folder.exists()
+    assert not warned
 
 
 def test_other_weights_are_noticed_and_left_out() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -61,7 +63,9 @@ class SpilledImages:
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = device
-        self._folder = TemporaryDirectory(prefix="lit_deconv_")
+        self._folder = Path(tempfile.mkdtemp(prefix="lit_deconv_"))
+        # A TemporaryDirectory would warn when it goes with its holder, which is what is meant here.
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._held: set[int] = set()
 
     def update(self, images: Tensor, identity: Tensor, wanted: Sequence[int]) -> None:
@@ -90,7 +94,7 @@ class SpilledImages:
         return len(self._held)
 
     def _file(self, identity: int) -> Path:
-        return Path(self._folder.name) / f"{identity}.pt"
+        return self._folder / f"{identity}.pt"
 
 
 def _first(batch: Any) -> Tensor | None:
