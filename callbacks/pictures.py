@@ -56,6 +56,7 @@ class LayerPictures:
         table: The channels' numbers in Markdown.
         ranked: On how many images the strongest units were looked for.
         doubtful: How many units are left out, as their activation came out different.
+        is_moved: Whether windows at the border were moved into the image.
         errors: Why something is missing.
         sources: Over which images figures 2 and 4 are, and which are compared, in words.
     """
@@ -69,6 +70,7 @@ class LayerPictures:
     table: str = ""
     ranked: int = 0
     doubtful: int = 0
+    is_moved: bool = False
     errors: list[Exception] = field(default_factory=list)
     sources: tuple[str, str] = ("", "")
 
@@ -122,6 +124,7 @@ class _Drawing:
         name = pictures.layer
         top = self.top[name]
         pictures.doubtful = found.doubtful
+        pictures.is_moved = bool((top.windows != top.boxes)[top.exists].any())
         pictures.channels = blocks(top, found) if "grid" in self.wanted.figures else ()
         if history is not None and "evolution" in self.wanted.figures:
             history.add(name, epoch, top, found)

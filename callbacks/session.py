@@ -231,6 +231,8 @@ class Session:
         own = "images given as probe=" if self.images is not None else f"{self.source} images"
         few = "" if self.watch.ranks else " kept"
         over = f"Strongest over {pictures.ranked}{few} {self.source} images."
+        if pictures.is_moved:
+            over += " Windows that reach past the image are moved into it."
         return over, f"The same {len(probe)} {own} all run long."
 
     def _kept(self) -> Probe | None:

@@ -237,7 +237,8 @@ class Collection:
         """Projects one layer's strongest units down; for use inside `isolated`."""
         net = self.nets[name]
         (inner,) = net.layers
-        return reconstruct_top(net, TopActivations({inner: top[name]}, top.images))[inner]
+        part = TopActivations({inner: top[name]}, top.images)
+        return reconstruct_top(net, part, inside=True)[inner]
 
     def summary(self) -> str:
         """What is kept in memory, in a sentence."""

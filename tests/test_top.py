@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lit_deconv import Deconvnet
 from lit_deconv.engine.errors import LayerError
+from lit_deconv.render import crop_boxes, shift_boxes
 from lit_deconv.top import (
     NOT_COUNTED,
     Collector,
@@ -145,6 +146,20 @@ def test_patches_are_crops_of_the_images_with_zeros_outside() -> None:
                 outside += not inside
                 assert torch.equal(patch[:, row, column], expected)
     assert outside
+
+
+def test_what_is_kept_are_the_boxes_moved_into_the_image() -> None:
+    model, x = small_net(), images()
+    top = collect_top(model, DataLoader(x, 8), LAYERS, K, progress=False)  # type: ignore[arg-type]
+    moved = 0
+    for layer in top.values():
+        assert layer.kept is not None
+        flat = layer.windows.flatten(0, 1)
+        assert torch.equal(flat, shift_boxes(layer.boxes.flatten(0, 1), *x.shape[2:]))
+        expected = crop_boxes(x[layer.identity.flatten()], flat)
+        assert torch.equal(layer.cut_kept(layer.kept.flatten(0, 1), flat), expected)
+        moved += int((flat != layer.boxes.flatten(0, 1)).any(1).sum())
+    assert moved
 
 
 def _units(layer: object) -> Tensor:

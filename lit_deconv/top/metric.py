@@ -11,7 +11,7 @@ from torch.nn import Module
 from torchmetrics import Metric
 
 from lit_deconv.engine.units import Layout
-from lit_deconv.top.cutting import cut
+from lit_deconv.top.cutting import cut, moved_inside
 from lit_deconv.top.ranking import (
     admitted,
     as_key,
@@ -97,7 +97,7 @@ class TopUnits(Metric):
         layout: The layer.
         k: Units a channel.
         channels: Which channels; all by default.
-        keep_patches: Keep the image patch under each unit.
+        keep_patches: Keep the image patch under each unit, moved into the image at the border.
         holder: Number of this process.
         **kwargs: Handed to ``Metric``.
     """
@@ -218,7 +218,9 @@ class TopUnits(Metric):
     def _under(self, images: Tensor, sample: Tensor, place: Tensor) -> Tensor:
         if self.layout.takes_image:
             return images.index_select(0, sample)
-        return cut(images, sample, self.starts(place), self.layout.patch_size)
+        size = self.layout.patch_size
+        inside = moved_inside(self.starts(place), size, images.shape[2:])
+        return cut(images, sample, inside, size)
 
     def starts(self, place: Tensor) -> Tensor:
         """First row, column, ... of the boxes of units.

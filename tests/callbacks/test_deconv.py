@@ -38,6 +38,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_deconv import Deconvnet
+from lit_deconv.render import crop_boxes, shift_boxes, shift_patches
 
 TAGS = expected_tags("net.1", "net.4")
 
@@ -107,6 +108,7 @@ def test_what_is_drawn_is_what_the_engine_gives(tmp_path: Path, drawn: list) -> 
     model = LitNet()
     trainer(tmp_path, small(probe=8), max_epochs=1).fit(model, loader(), loader())
     images, _ = images_and_labels()
+    moved = 0
     for layer in drawn:
         net = Deconvnet(model, layer.layer)
         activations = net.activations(images)
@@ -121,16 +123,19 @@ def test_what_is_drawn_is_what_the_engine_gives(tmp_path: Path, drawn: list) -> 
             wide = activations.shape[-1]
             unit = torch.tensor([[order[0], shown.channel, place // wide, place % wide]])
             (back,), ((top, left, bottom, right),) = net.reconstruct(images, unit, crop=True)
-            assert torch.allclose(shown.reconstructions[0], back, atol=1e-5)
-            padded = functional.pad(images[order[0]], (9, 9, 9, 9))
-            under = padded[:, top + 9 : bottom + 9, left + 9 : right + 9]
-            assert torch.equal(shown.patches[0], under)
+            box = torch.tensor([[top, left, bottom, right]])
+            window = shift_boxes(box, 8, 8)
+            moved += int(not torch.equal(window, box))
+            moved_back = shift_patches(back[None], box, window)[0]
+            assert torch.allclose(shown.reconstructions[0], moved_back, atol=1e-5)
+            assert torch.equal(shown.patches[:1], crop_boxes(images[order[:1]], window))
         assert torch.equal(layer.health.dead, (best <= 0).all(0))
         whole = Deconvnet(model, layer.layer).attribute(images[:1])
         (row,) = layer.rows
         assert [p.name for p in row.panels][:3] == ["input", "whole layer", "single unit"]
         assert torch.equal(row.panels[0].image, images[0])
         assert torch.allclose(row.panels[1].image, whole[0], atol=1e-6)
+    assert moved
 
 
 class Frozen(LitNet):
