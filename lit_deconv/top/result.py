@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_deconv.engine.units import Layout
 from lit_deconv.top.cutting import cut, moved_inside
+from lit_deconv.top.examples import Examples
 
 Images = Callable[[Sequence[int]], Tensor]
 """Reads images by identity: [M] of them -> [M, C, H, W]."""
@@ -35,6 +36,7 @@ class LayerTop:
         images: How many images were seen.
         recorded: Precision in which the activations were seen.
         layout: The layer's maps and receptive fields.
+        examples: Whole images of a few of the units; None where none were to be kept.
     """
 
     channels: Tensor
@@ -50,6 +52,7 @@ class LayerTop:
     images: int
     recorded: torch.dtype
     layout: Layout
+    examples: Examples | None = None
 
     @property
     def exists(self) -> Tensor:
