@@ -27,7 +27,15 @@ __all__ = [
     "checked_tag",
 ]
 
-FIGURES = ("grid", "evolution", "filters", "beside_captum", "channels", "numbers")
+FIGURES = (
+    "grid",
+    "evolution",
+    "filters",
+    "strongest_beside_captum",
+    "beside_captum",
+    "channels",
+    "numbers",
+)
 """What can be logged."""
 
 Layers = str | nn.Module | Sequence[str | nn.Module] | None

@@ -80,10 +80,14 @@ class DeconvCallback(pl.Callback):
         every_n_train_steps: At most one validation in so many training steps is drawn; null leaves
             it to ``every_n_epochs``.
         compare: Captum attributions set beside ours, by class name.
-        compare_images: How many of the probe images are compared.
+        compare_images: How many of the probe images are compared, and of how many channels the
+            strongest unit.
         log: What is logged: "grid" (figure 2 of the paper), "evolution" (figure 4), "filters" of the
-            first layer, "beside_captum", "channels" (a table of their numbers), "numbers" (scalars).
-        max_bytes: Bound of the memory for the strongest units; patches beyond it lie on disk.
+            first layer, "strongest_beside_captum" (the strongest units of a few channels beside
+            Captum), "beside_captum" (the probe images), "channels" (a table of their numbers),
+            "numbers" (scalars).
+        max_bytes: Bound of the memory for the strongest units, 256 MiB by default; patches beyond
+            it lie on disk. What they take is said once, at the first validation.
         unhooked_images: How many images are kept for a model in which hooks do not fire, as it is
             compiled, and of the training batch where there is no validation. They are run once more.
         mean: What normalisation subtracted, one number or one per input channel; null asks the data
@@ -446,7 +450,9 @@ class DeconvCallback(pl.Callback):
         size = 1 if isinstance(self.probe, Tensor) else self.probe
         sees = key != "train" and not is_compiled(pl_module)
         peers = Peers(trainer.global_rank, trainer.world_size)
-        ranking = Ranking(self.channels, self.top_k, self.max_bytes)
+        examples = self.compare_images if "strongest_beside_captum" in self.figures else 0
+        examples = examples if self.compare else 0
+        ranking = Ranking(self.channels, self.top_k, self.max_bytes, examples)
         wanted = Wanted(self.figures, self.compare, self.compare_images, size)
         if not sees:
             size = max(size, self.unhooked_images)

@@ -42,11 +42,13 @@ class Ranking:
         channels: How many channels a layer, evenly spaced; which; or all of them.
         top_k: Units a channel, at most one an image.
         max_bytes: Bound of what is kept of them in memory.
+        examples: Of so many channels a layer the whole image of the strongest unit is kept.
     """
 
     channels: int | Sequence[int] | Literal["all"] = 16
     top_k: int = 9
     max_bytes: int = MAX_BYTES
+    examples: int = 0
 
 
 class OneImage(nn.Module):
@@ -254,6 +256,7 @@ class Collection:
             images.device,
             self.ranking.max_bytes,
             self.peers.rank,
+            self.ranking.examples,
         )
         for metric in collector.metrics.values():
             # merged before: in a collective of its own, one that failed would make the others wait

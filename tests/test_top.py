@@ -363,7 +363,9 @@ def test_whole_images_that_do_not_fit_are_not_kept() -> None:
     numbers = sum(each.numbers for each in estimate(layouts, K).values())
     few = estimate(layouts, K, max_bytes=numbers + 1000, examples=2)
     assert not any(each.examples or each.patches for each in few.values())
-    assert Collector(layouts, K, max_bytes=numbers + 1000, examples=2).metrics["0"].examples is None
+    collector = Collector(layouts, K, max_bytes=numbers + 1000, examples=2)
+    assert collector.metrics["0"].examples is None
+    assert "without the whole images" in collector.summary()
 
 
 def test_another_pass_starts_anew() -> None:

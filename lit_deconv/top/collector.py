@@ -64,7 +64,7 @@ class Collector:
             layers, k, channels, dtype, max_bytes, examples
         )
         self.max_bytes = max_bytes
-        self.holder = holder
+        self.holder, self.examples = holder, examples
         self.device = torch.device(device)
         with torch.inference_mode(False):
             self.metrics = {
@@ -200,7 +200,11 @@ class Collector:
         bare = [name for name, metric in self.metrics.items() if not metric.keep_patches]
         mib = total_bytes(self.bytes.values()) / 2**20
         text = f"strongest units keep {mib:.1f} MiB (bound {self.max_bytes / 2**20:.0f} MiB)"
-        return f"{text}; without patches: {', '.join(bare)}" if bare else text
+        if bare:
+            text += f"; without patches: {', '.join(bare)}"
+        if self.examples and not any(each.examples for each in self.bytes.values()):
+            text += "; without the whole images that methods beside ours take"
+        return text
 
     def _example_rows(self, layer: str, channels: Channels, examples: int) -> list[int]:
         if not self.bytes[layer].examples:

@@ -150,7 +150,12 @@ def expected_tags(
     *layers: str, tag: str = "deconv", first: str = "net.0", fitting: bool = True
 ) -> set[str]:
     """Names of all pictures by default: of the layers, and of the first layer's filters."""
-    kinds = ("grid", "beside_captum", *(["evolution"] if fitting else []))
+    kinds = (
+        "grid",
+        "strongest_beside_captum",
+        "beside_captum",
+        *(["evolution"] if fitting else []),
+    )
     return {f"{tag}/{layer}/{kind}" for layer in layers for kind in kinds} | {
         f"{tag}/{first}/filters"
     }

@@ -455,16 +455,57 @@ def test_any_of_captums_attributions_beside(tmp_path: Path, drawn: list) -> None
     assert all(panel.image is not None for panel in drawn[0].rows[0].panels)
 
 
+def test_the_strongest_unit_of_a_few_channels_beside_captum(tmp_path: Path, drawn: list) -> None:
+    callback = small(channels="all", compare_images=3)
+    trainer(tmp_path, callback, max_epochs=1).fit(LitNet(), loader(), loader())
+    for layer in drawn:
+        total = len(layer.channels)
+        wanted = [index * total // 3 for index in range(3)]
+        assert len(layer.strongest_rows) == 3
+        for channel, row in zip(wanted, layer.strongest_rows, strict=True):
+            shown, (image, patch, unit, neuron, of_class) = layer.channels[channel], row.panels
+            assert row.label.startswith(f"strongest of channel {channel} at row ")
+            assert f"activation {shown.activations[0]:.3g}" in row.label
+            # all cut to the window that figure 2 shows
+            assert torch.equal(patch.image, shown.patches[0])
+            assert torch.allclose(unit.image, shown.reconstructions[0], atol=1e-6)
+            assert neuron.image.shape == of_class.image.shape == unit.image.shape
+            assert any(torch.equal(image.image, each) for each in images_and_labels()[0])
+            if shown.fires:
+                assert "with the single unit: cosine 1.00, rank " in neuron.note
+                assert torch.allclose(neuron.image, unit.image, atol=1e-5)
+            assert "with the single unit: " in of_class.note
+
+
+def test_units_that_are_no_longer_what_they_were_are_not_compared(
+    tmp_path: Path, drawn: list
+) -> None:
+    class Swapping(pl.Callback):
+        def on_validation_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *index: int
+        ) -> None:
+            if index[0] == 1:
+                with torch.no_grad():
+                    pl_module.net[0].weight.mul_(3)
+
+    run = trainer(tmp_path, Swapping(), small(layers="net.0"), max_epochs=1)
+    run.fit(LitNet(), loader(), loader())
+    assert drawn[0].strongest_rows == []
+    assert drawn[0].doubtful
+
+
 def test_without_comparison(tmp_path: Path) -> None:
     trainer(tmp_path, small(compare=[]), max_epochs=1).fit(LitNet(), loader(), loader())
     assert pictures(tmp_path).keys() == {tag for tag in TAGS if "captum" not in tag}
 
 
-@pytest.mark.parametrize("figure", ["grid", "evolution", "filters", "beside_captum"])
+@pytest.mark.parametrize(
+    "figure", ["grid", "evolution", "filters", "strongest_beside_captum", "beside_captum"]
+)
 def test_one_figure_alone(figure: str, tmp_path: Path) -> None:
     run = trainer(tmp_path, small(log=[figure]), max_epochs=1)
     run.fit(LitNet(), loader(), loader())
-    assert pictures(tmp_path).keys() == {tag for tag in TAGS if tag.endswith(figure)}
+    assert pictures(tmp_path).keys() == {tag for tag in TAGS if tag.endswith(f"/{figure}")}
     assert not any("never_fires" in name for name in run.callback_metrics)
 
 
