@@ -118,7 +118,7 @@ class _Drawing:
         self.probe, self.reads_on, self.stages = probe, reads_on, stages
         self.model = model_of(collection.module, probe)
         self._beside: Beside | None = None
-        self._faults: tuple[str, ...] | None = None
+        self._faults: dict[str, tuple[str, ...]] = {}
 
     def strongest(
         self,
@@ -164,15 +164,28 @@ class _Drawing:
         room = allowed * recorded.abs() + 1e-2 * allowed * float(top.largest.abs().max())
         # weights may have changed since, or other arguments of the module matter
         off = ((found.values - recorded).abs() > room).tolist()
-        ours = Ours(layer, found, None, _faults(net, beside.images, plain))
+        ours = Ours(layer, found, None, self._faults_of(name, net, beside.images))
         rows, _ = beside.rows(ours)
         pictures.strongest_rows = [row for row, is_off in zip(rows, off, strict=True) if not is_off]
 
     def _new_beside(self, compared: Probe) -> Beside:
-        beside = _beside(self.collection.module, compared, self.wanted, self.reads_on, self._faults)
-        if beside.classes is not None:
-            self._faults = beside.faults
-        return beside
+        model, compare = model_of(self.collection.module, compared), self.wanted.compare
+        with torch.no_grad():
+            output = model(compared.images)
+        no_class = _why_no_class(output, len(compared), self.reads_on)
+        if no_class:
+            return Beside(compare, model, compared.images, None, no_class)
+        ending = Deconvnet(_Ending(model), "output")
+        faults = self._faults_of("", ending, compared.images)
+        return Beside(compare, model, compared.images, output.argmax(1).cpu(), faults=faults)
+
+    def _faults_of(self, layer: str, net: Deconvnet, images: Tensor) -> tuple[str, ...]:
+        """Why Captum is wrong up to a layer, or up to the logits: of the model, not of the images."""
+        if layer not in self._faults:
+            # one image is enough, where the others' arguments allow it
+            few = images[:1] if self.probe.is_plain else images
+            self._faults[layer] = net.explain(few).captum_faults
+        return self._faults[layer]
 
     def compared(self, pictures: LayerPictures) -> None:
         """Side by side with Captum, and how the channels fare."""
@@ -208,9 +221,12 @@ class _Drawing:
         net_beside = net if plain else Deconvnet(beside.model, layer)
         ours = Ours(
             layer,
-            Reconstructed.of(net, self.probe.images, activations, units, plain),
+            # arguments that belong to single images take the probe as a whole
+            Reconstructed.of(
+                net, beside.images if plain else self.probe.images, activations, units, plain
+            ),
             net_beside.attribute(beside.images).cpu(),
-            _faults(net_beside, beside.images, plain),
+            self._faults_of(name, net_beside, beside.images),
         )
         pictures.rows, pictures.agreements = beside.rows(ours)
 
@@ -290,30 +306,6 @@ def _shares(parts: Sequence[Share | str]) -> list[Share]:
 def model_of(module: nn.Module, probe: Probe) -> nn.Module:
     """The module as a function of images alone."""
     return module if probe.is_plain else ProbedModule(module, probe)
-
-
-def _beside(
-    module: nn.Module,
-    compared: Probe,
-    wanted: Wanted,
-    reads_on: str,
-    faults: tuple[str, ...] | None,
-) -> Beside:
-    model = model_of(module, compared)
-    with torch.no_grad():
-        output = model(compared.images)
-    no_class = _why_no_class(output, len(compared), reads_on)
-    if no_class:
-        return Beside(wanted.compare, model, compared.images, None, no_class)
-    if faults is None:
-        faults = _faults(Deconvnet(_Ending(model), "output"), compared.images, compared.is_plain)
-    return Beside(wanted.compare, model, compared.images, output.argmax(1).cpu(), faults=faults)
-
-
-def _faults(net: Deconvnet, images: Tensor, plain: bool) -> tuple[str, ...]:
-    # of the model, not of the images: one is enough, where the others' arguments allow it
-    found: tuple[str, ...] = net.explain(images[:1] if plain else images).captum_faults
-    return found
 
 
 def _why_no_class(output: object, images: int, reads_on: str) -> str:
