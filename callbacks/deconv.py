@@ -23,7 +23,9 @@ from .arguments import (
     checked_compare,
     checked_count,
     checked_figures,
+    checked_key,
     checked_layers,
+    checked_module,
     checked_norm,
     checked_on_error,
     checked_probe,
@@ -129,8 +131,8 @@ class DeconvCallback(pl.Callback):
         self.channels = checked_channels(channels)
         self.top_k = checked_count("top_k", top_k)
         self.probe = checked_probe(probe)
-        self.module = module
-        self.input_key = input_key
+        self.module = checked_module(module)
+        self.input_key = checked_key(input_key)
         self.every_n_epochs = checked_count("every_n_epochs", every_n_epochs)
         if every_n_train_steps is not None:
             every_n_train_steps = checked_count("every_n_train_steps", every_n_train_steps)
@@ -184,7 +186,13 @@ class DeconvCallback(pl.Callback):
         layers = [self.layers] if isinstance(self.layers, str | nn.Module) else self.layers
         names = layers and [x if isinstance(x, str) else type(x).__name__ for x in layers]
         return self._generate_state_key(
-            tag=self.tag, layers=names, channels=self.channels, module=self.module
+            tag=self.tag,
+            layers=names,
+            channels=self.channels,
+            module=self.module,
+            input_key=self.input_key,
+            every=self.every_n_train_steps or self.every_n_epochs,
+            log=sorted(self.figures),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -475,10 +483,18 @@ class DeconvCallback(pl.Callback):
         )
 
     def _tag_among(self, trainer: pl.Trainer) -> str:
-        others = [c for c in trainer.callbacks if isinstance(c, DeconvCallback)]  # type: ignore[attr-defined]
-        same = [c for c in others if c.tag == self.tag]
-        place = same.index(self) if self in same else 0
-        return self.tag if place == 0 else f"{self.tag}_{place + 1}"
+        every = [c for c in trainer.callbacks if isinstance(c, DeconvCallback)]  # type: ignore[attr-defined]
+        asked = {callback.tag for callback in every}
+        given: set[str] = set()
+        for callback in every:
+            tag, number = callback.tag, 1
+            while tag in given or (number > 1 and tag in asked):
+                number += 1
+                tag = f"{callback.tag}_{number}"
+            if callback is self:
+                return tag
+            given.add(tag)
+        return self.tag
 
     # ---- pictures --------------------------------------------------------------------------------
 
@@ -519,9 +535,11 @@ def _moment(trainer: pl.Trainer) -> Moment:
         for callback in trainer.callbacks  # type: ignore[attr-defined]
         for base in type(callback).__mro__
     )
-    averaged = averages and trainer.validating and trainer.state.fn == "fit"
-    note = "Weights: averaged." if averaged else ""
-    return Moment(trainer.current_epoch, step, note, trainer.state.fn == "fit")
+    fitting = trainer.state.fn == "fit"
+    # they are put in the model's place for the time of a validation, in fit alone
+    which = "averaged" if trainer.validating else "as trained, not averaged"
+    note = f"Weights: {which}." if averages and fitting else ""
+    return Moment(trainer.current_epoch, step, note, fitting)
 
 
 def _loaders(trainer: pl.Trainer, key: str) -> list[DataLoader[Any]]:

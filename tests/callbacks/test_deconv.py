@@ -29,7 +29,7 @@ from callback_models import (
     trainer,
 )
 from callback_models import compiled as compile_it
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lit_deconv.callbacks import DeconvCallback, gallery
 from lit_deconv.callbacks import pictures as drawing
@@ -309,7 +309,7 @@ def test_averaged_weights_are_those_that_were_validated(
     assert not torch.equal(validated[-1], trained[-1])
     for channel, value in shown.items():
         assert value == pytest.approx(float(recomputed[channel]), rel=1e-5)
-    assert "averaged" in notes[-1]
+    assert "Weights: averaged." in notes[-1]
 
 
 def test_weights_that_changed_before_the_picture_are_told(tmp_path: Path, notes: list[str]) -> None:
@@ -588,6 +588,41 @@ def test_two_on_one_trainer_do_not_collide(tmp_path: Path) -> None:
         *expected_tags("net.1"),
         *expected_tags("net.4", tag="deconv_2"),
     }
+
+
+def test_two_that_log_different_things_of_the_same_layers(tmp_path: Path, drawn: list) -> None:
+    both = small(layers="net.1", log=["grid"]), small(layers="net.1", log=["evolution"])
+    run = trainer(tmp_path, *both, max_epochs=1)
+    run.fit(LitNet(), loader(), loader())
+    assert pictures(tmp_path).keys() == {"deconv/net.1/grid", "deconv_2/net.1/evolution"}
+    # the hooks of one do not take what the other runs for more images of the validation
+    assert [layer.ranked for layer in drawn] == [8, 8]
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    saved = torch.load(tmp_path / "run.ckpt", weights_only=True)["callbacks"]
+    assert {callback.state_key for callback in both} <= saved.keys()
+
+
+def test_no_two_write_under_one_name(tmp_path: Path) -> None:
+    tags = ["x", "x", "x_2", "x"]
+    run = trainer(tmp_path, *(small(tag=tag, channels=n + 1) for n, tag in enumerate(tags)))
+    given = [callback._tag_among(run) for callback in run.callbacks[:4]]  # type: ignore[attr-defined]
+    assert given == ["x", "x_3", "x_2", "x_4"]
+
+
+def test_a_checkpoint_is_kept_by_a_number_of_ours(tmp_path: Path) -> None:
+    best = ModelCheckpoint(tmp_path / "best", monitor="deconv/net.1/never_fires", save_top_k=1)
+    run = trainer(tmp_path / "run", small(every_n_epochs=2), best, enable_checkpointing=True)
+    run.fit(LitNet(), loader(), loader())
+    assert best.best_model_score == run.callback_metrics["deconv/net.1/never_fires"]
+    assert Path(best.best_model_path).exists()
+
+
+def test_trained_weights_beside_averaged_ones_are_told(tmp_path: Path, notes: list[str]) -> None:
+    # without a validation nothing puts the averaged ones in their place
+    both = small(layers="net.1"), EMAWeightAveraging(decay=0.5)
+    trainer(tmp_path, *both, max_epochs=1).fit(LitNet(), loader())
+    assert all("not averaged" in note for note in notes)
+    assert notes
 
 
 def test_fit_then_validate_then_another_model(tmp_path: Path) -> None:
