@@ -157,12 +157,20 @@ def validated(count: int, watched: bool, given: argparse.Namespace) -> tuple[flo
         )
         model = ResNet(given.stem)
         loader = DataLoader(Drawn(count), given.batch)
-        trainer.validate(model, loader, verbose=False)  # to get warm
+        trainer.validate(model, DataLoader(Drawn(given.batch), given.batch), verbose=False)
         began = time.perf_counter()
         trainer.validate(model, loader, verbose=False)
         seconds = time.perf_counter() - began
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return seconds, callback.seconds.get("collect", 0.0), held
+    return seconds, callback.seconds.get("collect", 0.0), largest_memory()
+
+
+def largest_memory() -> float:
+    """What this process held at most, in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # where `getrusage` begins with what the parent held
+        (line,) = (each for each in status.read_text().splitlines() if each.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 class Drawn(Dataset[Any]):

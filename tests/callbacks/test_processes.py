@@ -92,6 +92,13 @@ def test_drawn_they_are_the_same_pictures(folder: Path) -> None:
             assert all(high <= 1 for _, high in extrema), (layer, figure)
 
 
+def test_training_is_equal_to_the_bit(folder: Path) -> None:
+    found: Any = torch.load(folder / "2/unnoticed.pt", weights_only=False)
+    for what, value in found[False].items():
+        assert equal(value, found[True][what]), what
+    assert pictures(folder / "2/callback True").keys() == expected_tags("net.2", "net.5")
+
+
 @pytest.fixture(scope="module")
 def faults(folder: Path) -> Any:
     return torch.load(folder / "2/faults.pt", weights_only=False)

@@ -17,8 +17,10 @@ from callback_models import (
     LitNet,
     hooks_on,
     images_and_labels,
+    random_states,
     recorded,
     seeded,
+    tiny_net,
     trainer,
 )
 from lit_deconv.callbacks import DeconvCallback, capture, gallery, session, strongest
@@ -86,6 +88,26 @@ def fit(
     return run, {text for text in warned if "DeconvCallback" in text}
 
 
+def unnoticed(folder: Path, devices: int) -> dict[bool, Any]:
+    """What a run comes to without the callback and with it at its defaults."""
+    found: dict[bool, Any] = {}
+    images = TensorDataset(*images_and_labels(IMAGES))
+    for with_it in (False, True):
+        seeded()
+        model = LitNet(tiny_net(norm=True, p=0.5))
+        callbacks = [DeconvCallback(on_error="raise")] if with_it else []
+        run = trainer(folder / f"callback {with_it}", *callbacks, devices=devices, strategy="ddp")
+        run.fit(model, DataLoader(images, 2, shuffle=True), DataLoader(images, 2))
+        metrics = {k: v for k, v in run.callback_metrics.items() if not k.startswith("deconv")}
+        found[with_it] = {
+            "weights": dict(model.state_dict()),
+            "momenta": run.optimizers[0].state_dict()["state"],
+            "metrics": metrics,
+            "random": random_states(),
+        }
+    return found
+
+
 def main(folder: Path, devices: int) -> None:
     torch.set_num_threads(1)
     seen: dict[str, Any] = {}
@@ -125,6 +147,9 @@ def main(folder: Path, devices: int) -> None:
         fit(folder / "strict", LitNet(), devices, strict, on_error="raise", **QUICK)
     if run.global_rank == 0:
         torch.save(found, folder / "faults.pt")
+        torch.save(unnoticed(folder, devices), folder / "unnoticed.pt")
+    else:
+        unnoticed(folder, devices)
 
 
 if __name__ == "__main__":
