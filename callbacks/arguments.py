@@ -212,9 +212,10 @@ def checked_on_error(on_error: Literal["warn", "raise"]) -> Literal["warn", "rai
 
 def _names(argument: str, names: object) -> tuple[str, ...]:
     found = [names] if isinstance(names, str) else names
-    whole = isinstance(found, list | tuple | set | frozenset)
-    if whole and all(isinstance(name, str) for name in found) and len(set(found)) == len(found):
-        return tuple(found)
+    if isinstance(found, list | tuple | set | frozenset):
+        every = tuple(found)
+        if all(isinstance(name, str) for name in every) and len(set(every)) == len(every):
+            return every
     raise MisconfigurationException(
         f"DeconvCallback({argument}={names!r}): expected a list of different names"
     )
