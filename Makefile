@@ -12,11 +12,12 @@ STAMPS := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types wheel-check browser-check clean
+.PHONY: help demo test loggers lint types wheel-check browser-check clean
 
 help:
 	@echo 'make demo           train on generated pictures and watch the layers in TensorBoard'
 	@echo 'make test           the tests'
+	@echo 'make loggers        install wandb and mlflow, so that their tests are not skipped'
 	@echo 'make lint           ruff and mypy'
 	@echo 'make wheel-check    build the wheel, install it by itself, read and type-check it'
 	@echo 'make browser-check  open LOGDIR=$(LOGDIR) in TensorBoard in headless Chromium'
@@ -27,6 +28,8 @@ demo: $(STAMPS)/base
 
 test: $(STAMPS)/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+loggers: $(STAMPS)/loggers
 
 lint: $(STAMPS)/dev types
 	$(BIN)/ruff check .
@@ -67,6 +70,6 @@ $(STAMPS)/base: pyproject.toml | $(BIN)/python
 	$(PIP_INSTALL) --editable .
 	@mkdir -p $(STAMPS) && touch $@
 
-$(STAMPS)/test $(STAMPS)/dev $(STAMPS)/browser: $(STAMPS)/%: $(STAMPS)/base
+$(STAMPS)/test $(STAMPS)/dev $(STAMPS)/browser $(STAMPS)/loggers: $(STAMPS)/%: $(STAMPS)/base
 	$(PIP_INSTALL) --editable '.[$*]'
 	@touch $@

@@ -19,7 +19,9 @@ __all__ = [
     "checked_compare",
     "checked_count",
     "checked_figures",
+    "checked_key",
     "checked_layers",
+    "checked_module",
     "checked_norm",
     "checked_on_error",
     "checked_probe",
@@ -27,7 +29,15 @@ __all__ = [
     "checked_tag",
 ]
 
-FIGURES = ("grid", "evolution", "filters", "beside_captum", "channels", "numbers")
+FIGURES = (
+    "grid",
+    "evolution",
+    "filters",
+    "strongest_beside_captum",
+    "beside_captum",
+    "channels",
+    "numbers",
+)
 """What can be logged."""
 
 Layers = str | nn.Module | Sequence[str | nn.Module] | None
@@ -60,6 +70,26 @@ def checked_layers(layers: Layers) -> Layers:
     return layers
 
 
+def checked_module(module: object) -> str | None:
+    """A dotted name, or None."""
+    if module is None or isinstance(module, str):
+        return module
+    raise MisconfigurationException(
+        f"DeconvCallback(module={module!r}): expected the dotted name of the module that takes the "
+        "images, or None"
+    )
+
+
+def checked_key(key: object) -> int | str | None:
+    """A position, a keyword or a dict key, or None."""
+    if key is None or isinstance(key, str) or type(key) is int:
+        return key
+    raise MisconfigurationException(
+        f"DeconvCallback(input_key={key!r}): expected a position, a keyword or a dict key of the "
+        "images among the module's arguments, or None"
+    )
+
+
 def checked_channels(channels: object) -> int | list[int] | Literal["all"]:
     """How many channels, which, or all."""
     if channels == "all":
@@ -78,7 +108,7 @@ def checked_channels(channels: object) -> int | list[int] | Literal["all"]:
 
 def checked_figures(figures: Sequence[str]) -> frozenset[str]:
     """Names of what is logged."""
-    names = (figures,) if isinstance(figures, str) else tuple(figures)
+    names = _names("log", figures)
     unknown = [name for name in names if name not in FIGURES]
     if unknown or not names:
         raise MisconfigurationException(
@@ -89,7 +119,7 @@ def checked_figures(figures: Sequence[str]) -> frozenset[str]:
 
 def checked_compare(compare: Sequence[str]) -> tuple[str, ...]:
     """Names of Captum's attributions to the input."""
-    names = (compare,) if isinstance(compare, str) else tuple(compare)
+    names = _names("compare", compare)
     for name in names:
         try:
             attribution_class(name)
@@ -178,6 +208,17 @@ def checked_on_error(on_error: Literal["warn", "raise"]) -> Literal["warn", "rai
             f"DeconvCallback(on_error={on_error!r}): expected 'warn' or 'raise'"
         )
     return on_error
+
+
+def _names(argument: str, names: object) -> tuple[str, ...]:
+    found = [names] if isinstance(names, str) else names
+    if isinstance(found, list | tuple | set | frozenset):
+        every = tuple(found)
+        if all(isinstance(name, str) for name in every) and len(set(every)) == len(every):
+            return every
+    raise MisconfigurationException(
+        f"DeconvCallback({argument}={names!r}): expected a list of different names"
+    )
 
 
 def _floats(name: str, value: object) -> list[float]:

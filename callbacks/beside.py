@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from captum.attr import NeuronAttribution  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from lit_deconv.compare import agreement, attribution_class, captum_attribution, unit_selector
-from lit_deconv.render import Panel, Row
+from lit_deconv.render import Panel, Row, shift_boxes
 
 from .drawing import Reconstructed
 
@@ -29,13 +29,14 @@ class Ours:
     Args:
         layer: The layer's module.
         units: The strongest unit of each compared image, reconstructed.
-        whole: The whole layer's reconstruction [M, C, H, W], on the CPU.
+        whole: The whole layer's reconstruction [M, C, H, W], on the CPU; None: the units alone are
+            compared, in their fields.
         faults: Why Captum's hooks are wrong between this layer and the image; empty where not.
     """
 
     layer: nn.Module
     units: Reconstructed
-    whole: Tensor
+    whole: Tensor | None
     faults: tuple[str, ...] = ()
 
 
@@ -66,6 +67,7 @@ class Beside:
         height, width = images.shape[-2:]
         single = ours.units.whole(height, width)
         boxes = ours.units.inside(height, width).tolist()
+        shown = shift_boxes(ours.units.boxes, height, width)
         scalars: dict[str, float] = {}
         columns = []
         for name in self.names:
@@ -74,20 +76,31 @@ class Beside:
             scalars.update(numbers)
         rows = []
         for index, image in enumerate(images):
-            panels = [
-                Panel("input", image, "outlined: field of the unit", True, boxes[index]),
-                Panel("whole layer", ours.whole[index]),
-                Panel("single unit", single[index], box=boxes[index]),
-                *(column[index] for column in columns),
-            ]
-            rows.append(Row(self._label(index, ours.units), panels))
+            first = Panel("input", image, "outlined: field of the unit", True, boxes[index])
+            compared = [column[index] for column in columns]
+            if ours.whole is None:
+                parts = [
+                    Panel("image patch", image, is_photograph=True),
+                    Panel("single unit", single[index]),
+                    *compared,
+                ]
+                panels = [first, *(_cut(part, shown[index].tolist()) for part in parts)]
+            else:
+                panels = [
+                    first,
+                    Panel("whole layer", ours.whole[index]),
+                    Panel("single unit", single[index], box=boxes[index]),
+                    *compared,
+                ]
+            what = "strongest of" if ours.whole is None else f"probe image {index}: unit of"
+            rows.append(Row(f"{what} {self._label(index, ours.units)}", panels))
         return rows, scalars
 
     def _label(self, index: int, units: Reconstructed) -> str:
         _, channel, row, column = units.units[index].tolist()
         predicted = "" if self.classes is None else f"; predicted class {int(self.classes[index])}"
         return (
-            f"probe image {index}: unit of channel {channel} at row {row}, column {column}, "
+            f"channel {channel} at row {row}, column {column}, "
             f"activation {float(units.values[index]):.3g}{predicted}"
         )
 
@@ -102,11 +115,15 @@ class Beside:
         if name in _HOOKED and faults:
             note = f"no agreement: Captum is wrong here, {'; '.join(faults)}"
             return [Panel(title, picture, note) for picture in pictures], {}
-        mine, against = (single, "single unit") if is_neuron(name) else (ours.whole, "whole layer")
+        mine, against = single, "single unit"
+        # outside the unit's field both are zero, which is no agreement
+        fields: Sequence[Sequence[int | None]] = boxes
+        if not is_neuron(name) and ours.whole is not None:
+            mine, against = ours.whole, "whole layer"
+            fields = [(0, 0, None, None)] * len(boxes)
         panels, numbers = [], []
         for index, picture in enumerate(pictures):
-            # outside the unit's field both are zero, which is no agreement
-            top, left, bottom, right = boxes[index] if is_neuron(name) else (0, 0, None, None)
+            top, left, bottom, right = fields[index]
             cut = (slice(None), slice(top, bottom), slice(left, right))
             agreed = agreement(mine[index][cut], picture[cut])
             numbers.append((agreed.cosine, agreed.rank))
@@ -135,6 +152,13 @@ class Beside:
 
     def _target(self) -> Tensor | None:
         return None if self.classes is None else self.classes.to(self.images.device)
+
+
+def _cut(panel: Panel, box: Sequence[int]) -> Panel:
+    if panel.image is None:
+        return panel
+    top, left, bottom, right = box
+    return replace(panel, image=panel.image[:, top:bottom, left:right])
 
 
 def is_neuron(name: str) -> bool:

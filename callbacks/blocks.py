@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import torch
+from torch import Tensor
 
 from lit_deconv.render import Strongest
-from lit_deconv.top import LayerTop, TopReconstructions
+from lit_deconv.top import Examples, LayerTop, TopReconstructions
 
-__all__ = ["blocks", "joined", "on_cpu"]
+__all__ = ["Share", "blocks", "joined", "joined_examples", "on_cpu"]
+
+T = TypeVar("T", TopReconstructions, Examples)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process has of one layer, on the CPU.
+
+    Args:
+        found: Its strongest units, in pixels.
+        examples: Whole images of a few of them; None where none were kept.
+    """
+
+    found: TopReconstructions
+    examples: Examples | None = None
 
 
 def joined(parts: Sequence[TopReconstructions]) -> TopReconstructions:
@@ -24,15 +44,32 @@ def joined(parts: Sequence[TopReconstructions]) -> TopReconstructions:
     return TopReconstructions(images, patches, activations, verified, expected)
 
 
-def on_cpu(found: TopReconstructions) -> TopReconstructions:
+def joined_examples(parts: Sequence[Examples | None]) -> Examples | None:
+    """The strongest unit's image of each channel, from the process that has it."""
+    kept = [part for part in parts if part is not None and len(part.channels)]
+    if not kept:
+        return None
+    every = _each(Examples, lambda name: torch.cat([getattr(part, name) for part in kept]))
+    best: dict[int, int] = {}
+    for row, (channel, rank) in enumerate(
+        zip(every.channels.tolist(), every.ranks.tolist(), strict=True)
+    ):
+        if channel not in best or rank < int(every.ranks[best[channel]]):
+            best[channel] = row
+    rows = [best[channel] for channel in sorted(best)]
+    return _each(Examples, lambda name: getattr(every, name)[rows])
+
+
+def on_cpu(found: TopReconstructions, examples: Examples | None) -> Share:
     """The same, to be drawn or sent."""
-    return TopReconstructions(
-        found.images.cpu(),
-        found.patches.cpu(),
-        found.activations.cpu(),
-        found.verified.cpu(),
-        found.expected.cpu(),
+    return Share(
+        _each(TopReconstructions, lambda name: getattr(found, name).cpu()),
+        None if examples is None else _each(Examples, lambda name: getattr(examples, name).cpu()),
     )
+
+
+def _each(cls: type[T], value: Callable[[str], Tensor]) -> T:
+    return cls(**{each.name: value(each.name) for each in fields(cls)})
 
 
 def blocks(top: LayerTop, found: TopReconstructions) -> list[Strongest]:

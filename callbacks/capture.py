@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lit_deconv.layers import Observation, kind_of
 
+from .isolation import depth
 from .probe import Probe, find_images
 from .strongest import Collection
 
@@ -88,6 +89,7 @@ class Capture:
     """Rows of the batch that another process counts."""
     _open: list[Call] = field(default_factory=list)
     _tick: int = 0
+    _depth: int = 0
     _placed: list[RemovableHandle] = field(default_factory=list)
 
     def attach(self, rows: Callable[[int], list[int]] | None = None, every: bool = False) -> None:
@@ -99,7 +101,7 @@ class Capture:
         """
         self.detach()
         self.calls, self._open, self._tick = [], [], 0
-        self.rows, self.every = rows, every
+        self.rows, self.every, self._depth = rows, every, depth()
         for name, module in self.modules.items():
             self._placed += [
                 module.register_forward_pre_hook(self._entering(name), with_kwargs=True),
@@ -173,7 +175,7 @@ class Capture:
     def _entering(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             try:
-                if not _is_redirected(module):
+                if self._depth == depth() and not _is_redirected(module):
                     self._enter(name, module, args, kwargs)
             except Exception as error:  # the user's forward goes on
                 self.failure = self.failure or error
@@ -183,7 +185,8 @@ class Capture:
     def _leaving(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             try:
-                self._leave(name, module, output)
+                if self._depth == depth():
+                    self._leave(name, module, output)
             except Exception as error:
                 self.failure = self.failure or error
 

@@ -23,7 +23,9 @@ from .arguments import (
     checked_compare,
     checked_count,
     checked_figures,
+    checked_key,
     checked_layers,
+    checked_module,
     checked_norm,
     checked_on_error,
     checked_probe,
@@ -80,10 +82,14 @@ class DeconvCallback(pl.Callback):
         every_n_train_steps: At most one validation in so many training steps is drawn; null leaves
             it to ``every_n_epochs``.
         compare: Captum attributions set beside ours, by class name.
-        compare_images: How many of the probe images are compared.
+        compare_images: How many of the probe images are compared, and of how many channels the
+            strongest unit.
         log: What is logged: "grid" (figure 2 of the paper), "evolution" (figure 4), "filters" of the
-            first layer, "beside_captum", "channels" (a table of their numbers), "numbers" (scalars).
-        max_bytes: Bound of the memory for the strongest units; patches beyond it lie on disk.
+            first layer, "strongest_beside_captum" (the strongest units of a few channels beside
+            Captum), "beside_captum" (the probe images), "channels" (a table of their numbers),
+            "numbers" (scalars).
+        max_bytes: Bound of the memory for the strongest units, 256 MiB by default; patches beyond
+            it lie on disk. What they take is said once, at the first validation.
         unhooked_images: How many images are kept for a model in which hooks do not fire, as it is
             compiled, and of the training batch where there is no validation. They are run once more.
         mean: What normalisation subtracted, one number or one per input channel; null asks the data
@@ -125,8 +131,8 @@ class DeconvCallback(pl.Callback):
         self.channels = checked_channels(channels)
         self.top_k = checked_count("top_k", top_k)
         self.probe = checked_probe(probe)
-        self.module = module
-        self.input_key = input_key
+        self.module = checked_module(module)
+        self.input_key = checked_key(input_key)
         self.every_n_epochs = checked_count("every_n_epochs", every_n_epochs)
         if every_n_train_steps is not None:
             every_n_train_steps = checked_count("every_n_train_steps", every_n_train_steps)
@@ -180,7 +186,13 @@ class DeconvCallback(pl.Callback):
         layers = [self.layers] if isinstance(self.layers, str | nn.Module) else self.layers
         names = layers and [x if isinstance(x, str) else type(x).__name__ for x in layers]
         return self._generate_state_key(
-            tag=self.tag, layers=names, channels=self.channels, module=self.module
+            tag=self.tag,
+            layers=names,
+            channels=self.channels,
+            module=self.module,
+            input_key=self.input_key,
+            every=self.every_n_train_steps or self.every_n_epochs,
+            log=sorted(self.figures),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -446,7 +458,9 @@ class DeconvCallback(pl.Callback):
         size = 1 if isinstance(self.probe, Tensor) else self.probe
         sees = key != "train" and not is_compiled(pl_module)
         peers = Peers(trainer.global_rank, trainer.world_size)
-        ranking = Ranking(self.channels, self.top_k, self.max_bytes)
+        examples = self.compare_images if "strongest_beside_captum" in self.figures else 0
+        examples = examples if self.compare else 0
+        ranking = Ranking(self.channels, self.top_k, self.max_bytes, examples)
         wanted = Wanted(self.figures, self.compare, self.compare_images, size)
         if not sees:
             size = max(size, self.unhooked_images)
@@ -469,10 +483,18 @@ class DeconvCallback(pl.Callback):
         )
 
     def _tag_among(self, trainer: pl.Trainer) -> str:
-        others = [c for c in trainer.callbacks if isinstance(c, DeconvCallback)]  # type: ignore[attr-defined]
-        same = [c for c in others if c.tag == self.tag]
-        place = same.index(self) if self in same else 0
-        return self.tag if place == 0 else f"{self.tag}_{place + 1}"
+        every = [c for c in trainer.callbacks if isinstance(c, DeconvCallback)]  # type: ignore[attr-defined]
+        asked = {callback.tag for callback in every}
+        given: set[str] = set()
+        for callback in every:
+            tag, number = callback.tag, 1
+            while tag in given or (number > 1 and tag in asked):
+                number += 1
+                tag = f"{callback.tag}_{number}"
+            if callback is self:
+                return tag
+            given.add(tag)
+        return self.tag
 
     # ---- pictures --------------------------------------------------------------------------------
 
@@ -513,9 +535,11 @@ def _moment(trainer: pl.Trainer) -> Moment:
         for callback in trainer.callbacks  # type: ignore[attr-defined]
         for base in type(callback).__mro__
     )
-    averaged = averages and trainer.validating and trainer.state.fn == "fit"
-    note = "Weights: averaged." if averaged else ""
-    return Moment(trainer.current_epoch, step, note, trainer.state.fn == "fit")
+    fitting = trainer.state.fn == "fit"
+    # they are put in the model's place for the time of a validation, in fit alone
+    which = "averaged" if trainer.validating else "as trained, not averaged"
+    note = f"Weights: {which}." if averages and fitting else ""
+    return Moment(trainer.current_epoch, step, note, fitting)
 
 
 def _loaders(trainer: pl.Trainer, key: str) -> list[DataLoader[Any]]:

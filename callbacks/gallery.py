@@ -17,6 +17,8 @@ from .pictures import LayerPictures
 
 __all__ = ["Gallery"]
 
+STRONGEST = "the strongest unit of a few channels by several attributions, cut to its field"
+
 _PAGE = 32
 """Channels in one grid; more go to further ones."""
 
@@ -55,6 +57,7 @@ class Gallery:
         over, probe = (" ".join(filter(None, [each, note])) for each in pictures.sources)
         heading = Heading(pictures.layer, epoch, over)
         compared = Heading(pictures.layer, epoch, probe)
+        strongest = Heading(pictures.layer, epoch, over, STRONGEST)
         name = f"{tag}/{pictures.layer}"
         figures: dict[str, Callable[[], Tensor]] = {}
         pages = range(0, len(pictures.channels), _PAGE)
@@ -67,6 +70,10 @@ class Gallery:
             figures["evolution"] = partial(figure4, pictures.evolution, heading, self.look)
         if pictures.rows:
             figures["beside_captum"] = partial(side_by_side, pictures.rows, compared, self.look)
+        if pictures.strongest_rows:
+            figures["strongest_beside_captum"] = partial(
+                side_by_side, pictures.strongest_rows, strongest, self.look
+            )
         caption = f"{pictures.layer}, epoch {epoch}. {note}"
         failures: list[Failure] = []
         for figure, drawn in figures.items():

@@ -14,7 +14,7 @@ from torch import nn
 
 from lit_deconv.engine.undisturbed import undisturbed
 
-__all__ = ["isolated"]
+__all__ = ["depth", "isolated"]
 
 _HOOKS = (
     "_forward_pre_hooks",
@@ -27,6 +27,14 @@ _HOOKS = (
 )
 
 
+_depth = 0
+
+
+def depth() -> int:
+    """How many `isolated` are open: what was put on outside is not to see what runs inside."""
+    return _depth
+
+
 @contextlib.contextmanager
 def isolated(module: nn.Module) -> Iterator[None]:
     """Run what is inside in eval mode and leave no trace of it, also after an exception.
@@ -34,18 +42,22 @@ def isolated(module: nn.Module) -> Iterator[None]:
     Train flags (of each module), buffers, `requires_grad` and `.grad` of the parameters, hooks and
     the random states of Python, numpy and torch (CPU and the module's devices) are as before.
     Inside, gradients are on, inference mode and autocast are off, and compiled modules run as
-    their Python code: nothing is compiled, and no compiled graph is dropped.
+    their Python code: nothing is compiled, and no compiled graph is dropped. Another callback's
+    hooks, still on the model, take what runs inside for no batch of validation.
 
     Args:
         module: The whole model. Modules outside it are not guarded.
     """
+    global _depth
     restore = [_hooks(module), _parameters(module), _buffers(module), *_random_states(module)]
+    _depth += 1
     try:
         with undisturbed(module), torch.enable_grad(), warnings.catch_warnings():
             # the engine's own hooks are global for a moment; compiled parts run as Python code
             warnings.filterwarnings("ignore", message="Using `torch.compile.*global hooks")
             yield
     finally:
+        _depth -= 1
         for put_back in restore:
             put_back()
 

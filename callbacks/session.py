@@ -11,15 +11,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lit_deconv.layers import named_layers
-from lit_deconv.top import TopActivations, TopReconstructions
+from lit_deconv.top import TopActivations
 from lit_deconv.writer import Failure
 
+from .blocks import Share
 from .failures import EVERY_LAYER, Failures
 from .gallery import Gallery
 from .history import History
 from .isolation import isolated
 from .peers import PeerError, Peers
-from .pictures import LayerPictures, Wanted, draw, reconstructed
+from .pictures import OF_STRONGEST, LayerPictures, Wanted, draw, reconstructed
 from .probe import Probe, spread
 from .stages import Stages
 from .strongest import NOTHING, Collection
@@ -137,11 +138,11 @@ class Session:
                 self.failures.add(EVERY_LAYER, PeerError("the first process saw no batch"))
             return
         top: TopActivations | None = None
-        found: dict[str, TopReconstructions | str] = {}
+        found: dict[str, Share | str] = {}
         with self._work(), self.stages.counted("collect"):
             collection.merge(shares)
             top = collection.compute()
-        if top is not None and self.wanted.figures & {"grid", "evolution"}:
+        if top is not None and self.wanted.figures & set(OF_STRONGEST):
             with self._work(), isolated(self.model):
                 found = reconstructed(collection, top, self.stages)
         everyone = self.peers.at_zero(found)
@@ -160,7 +161,7 @@ class Session:
         kept: Probe,
         collection: Collection,
         top: TopActivations,
-        everyone: Sequence[Mapping[str, TopReconstructions | str]],
+        everyone: Sequence[Mapping[str, Share | str]],
         moment: Moment,
     ) -> None:
         watch = self.watch
@@ -231,6 +232,8 @@ class Session:
         own = "images given as probe=" if self.images is not None else f"{self.source} images"
         few = "" if self.watch.ranks else " kept"
         over = f"Strongest over {pictures.ranked}{few} {self.source} images."
+        if pictures.is_moved:
+            over += " Windows that reach past the image are moved into it."
         return over, f"The same {len(probe)} {own} all run long."
 
     def _kept(self) -> Probe | None:

@@ -42,11 +42,13 @@ class Ranking:
         channels: How many channels a layer, evenly spaced; which; or all of them.
         top_k: Units a channel, at most one an image.
         max_bytes: Bound of what is kept of them in memory.
+        examples: Of so many channels a layer the whole image of the strongest unit is kept.
     """
 
     channels: int | Sequence[int] | Literal["all"] = 16
     top_k: int = 9
     max_bytes: int = MAX_BYTES
+    examples: int = 0
 
 
 class OneImage(nn.Module):
@@ -237,7 +239,8 @@ class Collection:
         """Projects one layer's strongest units down; for use inside `isolated`."""
         net = self.nets[name]
         (inner,) = net.layers
-        return reconstruct_top(net, TopActivations({inner: top[name]}, top.images))[inner]
+        part = TopActivations({inner: top[name]}, top.images)
+        return reconstruct_top(net, part, inside=True)[inner]
 
     def summary(self) -> str:
         """What is kept in memory, in a sentence."""
@@ -253,6 +256,7 @@ class Collection:
             images.device,
             self.ranking.max_bytes,
             self.peers.rank,
+            self.ranking.examples,
         )
         for metric in collector.metrics.values():
             # merged before: in a collective of its own, one that failed would make the others wait

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lit_deconv import Deconvnet
 from lit_deconv.engine.errors import LayerError
+from lit_deconv.render import crop_boxes, shift_boxes
 from lit_deconv.top import (
     NOT_COUNTED,
     Collector,
@@ -145,6 +146,20 @@ def test_patches_are_crops_of_the_images_with_zeros_outside() -> None:
                 outside += not inside
                 assert torch.equal(patch[:, row, column], expected)
     assert outside
+
+
+def test_what_is_kept_are_the_boxes_moved_into_the_image() -> None:
+    model, x = small_net(), images()
+    top = collect_top(model, DataLoader(x, 8), LAYERS, K, progress=False)  # type: ignore[arg-type]
+    moved = 0
+    for layer in top.values():
+        assert layer.kept is not None
+        flat = layer.windows.flatten(0, 1)
+        assert torch.equal(flat, shift_boxes(layer.boxes.flatten(0, 1), *x.shape[2:]))
+        expected = crop_boxes(x[layer.identity.flatten()], flat)
+        assert torch.equal(layer.cut_kept(layer.kept.flatten(0, 1), flat), expected)
+        moved += int((flat != layer.boxes.flatten(0, 1)).any(1).sum())
+    assert moved
 
 
 def _units(layer: object) -> Tensor:
@@ -280,8 +295,8 @@ def test_memory_is_what_was_estimated_however_many_images() -> None:
     model, x = small_net(), images()
     net = Deconvnet(model, LAYERS)
     for channels in (None, [1, 3]):
-        expected = estimate(net.layouts(x), K, channels)
-        collector = collected(model, [x], [None], channels=channels)
+        expected = estimate(net.layouts(x), K, channels, examples=2)
+        collector = collected(model, [x], [None], channels=channels, examples=2)
         for _ in range(2):
             for name, metric in collector.metrics.items():
                 states = [getattr(metric, state) for state in metric._defaults]
@@ -292,6 +307,11 @@ def test_memory_is_what_was_estimated_however_many_images() -> None:
                     metric.chosen,
                     metric.patches,
                 ]
+                kept = metric.examples
+                assert kept is not None
+                assert kept.images is not None
+                whole = [kept.rows, kept.units, kept.images]
+                assert expected[name].examples == sum(each.nbytes for each in whole)
                 held = [t.untyped_storage().nbytes() for t in (*states, *others) if t is not None]
                 patches = metric.patches
                 assert patches is not None
@@ -313,6 +333,39 @@ def test_the_bound_is_kept_and_numbers_beyond_it_are_refused() -> None:
     ]
     with pytest.raises(ValueError, match="fewer channels or raise the bound"):
         estimate(layouts, K, max_bytes=1000)
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_whole_images_of_the_strongest_units(looks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_deconv.top.metric._may_look", lambda device: looks)
+    model, x = small_net(), images()
+    parts = [x[:9], x[9:]]
+    collector = collected(model, [x + 3], [None], examples=3, channels=[4, 0, 2, 1])
+    collector.reset()  # of another pass nothing is left
+    show(Deconvnet(model, LAYERS), collector, [*parts[0].split(4), *parts[1].split(5)], [None] * 6)
+    for layer in collector.compute().values():
+        found = layer.examples
+        assert found is not None
+        assert found.channels.tolist() == [4, 0, 2]
+        assert found.ranks.tolist() == [0, 0, 0]
+        rows = [0, 1, 2]
+        assert torch.equal(found.values, layer.values[rows, 0])
+        assert torch.equal(found.positions, layer.positions[rows, 0])
+        assert torch.equal(hashed(found.images), layer.identity[rows, 0])
+
+
+def test_whole_images_that_do_not_fit_are_not_kept() -> None:
+    layouts = Deconvnet(small_net(), LAYERS).layouts(images())
+    bare = total_bytes(estimate(layouts, K, max_bytes=100_000).values())
+    assert bare <= 100_000
+    every = total_bytes(estimate(layouts, K, max_bytes=1 << 30, examples=2).values())
+    assert every > total_bytes(estimate(layouts, K, max_bytes=1 << 30).values())
+    numbers = sum(each.numbers for each in estimate(layouts, K).values())
+    few = estimate(layouts, K, max_bytes=numbers + 1000, examples=2)
+    assert not any(each.examples or each.patches for each in few.values())
+    collector = Collector(layouts, K, max_bytes=numbers + 1000, examples=2)
+    assert collector.metrics["0"].examples is None
+    assert "without the whole images" in collector.summary()
 
 
 def test_another_pass_starts_anew() -> None:
@@ -381,7 +434,8 @@ class NoWaiting(TorchDispatchMode):
 
 def test_on_an_accelerator_nothing_waits() -> None:
     # "meta" tensors have no values: whatever asks for one fails, and shapes must be fixed
-    collector = Collector(Deconvnet(small_net(), LAYERS).layouts(images()), K, device="meta")
+    layouts = Deconvnet(small_net(), LAYERS).layouts(images())
+    collector = Collector(layouts, K, device="meta", examples=2)
     x = images().to("meta")
     model = small_net().to("meta")
     with torch.no_grad(), NoWaiting():

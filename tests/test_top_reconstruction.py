@@ -85,6 +85,7 @@ def test_reconstructions_equal_those_of_whole_images(path: Way, dtype: torch.dty
     loader = DataLoader(TensorDataset(x), 6)
     top = collect_top(model, loader, LAYERS, K, progress=False, path=path)
     found = reconstruct_top(Deconvnet(model, LAYERS, path=path), top)
+    inside = reconstruct_top(Deconvnet(model, LAYERS, path=path), top, inside=True)
     fields = set()
     for name, layer in top.items():
         whole = Deconvnet(model, name, path=path)
@@ -103,6 +104,13 @@ def test_reconstructions_equal_those_of_whole_images(path: Way, dtype: torch.dty
         )
         assert layer.patches is not None
         assert torch.equal(mine.patches, layer.patches)
+        # as figures show it: windows moved into the image, with what is there of both
+        rows, windows = torch.arange(len(full)), layer.windows.flatten(0, 1)
+        shown = inside[name]
+        seen = x.index_select(0, layer.identity.flatten())
+        assert torch.equal(shown.patches.flatten(0, 1), layer.cut(seen, rows, windows))
+        moved = layer.cut(expected, rows, windows - layer.boxes.flatten(0, 1))
+        assert torch.allclose(shown.images.flatten(0, 1), moved, rtol=1e-4, atol=1e-5 * scale)
         fields.add((layer.layout.is_local, layer.layout.takes_image, layer.layout.field.whole))
     if path == "autograd":
         assert fields == {(False, True, (True, True))}

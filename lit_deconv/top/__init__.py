@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lit_deconv.top.collector import Collector
+from lit_deconv.top.examples import Examples
 from lit_deconv.top.identity import NOT_COUNTED, batch_indices, hashed
 from lit_deconv.top.loop import collect_top
 from lit_deconv.top.memory import MAX_BYTES, LayerBytes, estimate, total_bytes
@@ -17,6 +18,7 @@ __all__ = [
     "Collector",
     "Counted",
     "DatasetImages",
+    "Examples",
     "Images",
     "LayerBytes",
     "LayerTop",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_deconv.engine.errors import LayerError
 from lit_deconv.engine.units import Layout
+from lit_deconv.top.examples import Examples
 from lit_deconv.top.identity import NOT_COUNTED, hashed
 from lit_deconv.top.memory import (
     MAX_BYTES,
@@ -41,6 +42,8 @@ class Collector:
         max_bytes: Bound of what is kept. Layers whose patches do not fit keep identities and
             positions alone.
         holder: Number of this process among those that collect together.
+        examples: Of so many channels a layer, evenly spaced, the whole image of the strongest unit
+            is kept too, where that fits the bound.
     """
 
     def __init__(
@@ -52,13 +55,16 @@ class Collector:
         device: torch.device | str = "cpu",
         max_bytes: int = MAX_BYTES,
         holder: int = 0,
+        examples: int = 0,
     ) -> None:
         if k < 1:
             raise ValueError(f"k={k}: expected at least one unit a channel")
         self.layers = dict(layers)
-        self.bytes: dict[str, LayerBytes] = estimate(layers, k, channels, dtype, max_bytes)
+        self.bytes: dict[str, LayerBytes] = estimate(
+            layers, k, channels, dtype, max_bytes, examples
+        )
         self.max_bytes = max_bytes
-        self.holder = holder
+        self.holder, self.examples = holder, examples
         self.device = torch.device(device)
         with torch.inference_mode(False):
             self.metrics = {
@@ -68,6 +74,7 @@ class Collector:
                     chosen_channels(name, layout, channels),
                     keep_patches=self.bytes[name].patches > 0,
                     holder=holder,
+                    examples=self._example_rows(name, channels, examples),
                 ).to(self.device)
                 for name, layout in layers.items()
             }
@@ -193,7 +200,19 @@ class Collector:
         bare = [name for name, metric in self.metrics.items() if not metric.keep_patches]
         mib = total_bytes(self.bytes.values()) / 2**20
         text = f"strongest units keep {mib:.1f} MiB (bound {self.max_bytes / 2**20:.0f} MiB)"
-        return f"{text}; without patches: {', '.join(bare)}" if bare else text
+        if bare:
+            text += f"; without patches: {', '.join(bare)}"
+        if self.examples and not any(each.examples for each in self.bytes.values()):
+            text += "; without the whole images that methods beside ours take"
+        return text
+
+    def _example_rows(self, layer: str, channels: Channels, examples: int) -> list[int]:
+        if not self.bytes[layer].examples:
+            return []
+        layout = self.layers[layer]
+        count = len(chosen_channels(layer, layout, channels) or range(layout.channels))
+        few = min(examples, count)
+        return [index * count // few for index in range(few)]
 
     def _top(self, layer: str, counted: Counted) -> LayerTop:
         metric, layout = self.metrics[layer], self.layers[layer]
@@ -225,7 +244,26 @@ class Collector:
             images=int(counted.images),
             recorded=metric.recorded or torch.float32,
             layout=layout,
+            examples=_examples(metric, units, channels, values, layout.map_size),
         )
+
+
+def _examples(
+    metric: TopUnits, units: Tensor, channels: Tensor, values: Tensor, map_size: Sequence[int]
+) -> Examples | None:
+    kept = metric.examples
+    if kept is None or kept.images is None:
+        return None
+    found, ranks = kept.ranks(units)
+    rows = kept.rows[found]
+    places = units[rows, ranks, PLACE]
+    return Examples(
+        channels[rows],
+        ranks,
+        values[rows, ranks],
+        _unravelled(places, map_size),
+        kept.images[found],
+    )
 
 
 def _of_slots(metric: TopUnits, slots: Tensor, held: Tensor) -> Tensor | None:

@@ -8,6 +8,21 @@ import torch
 from torch import Tensor
 
 
+def moved_inside(start: Tensor, size: Sequence[int], extents: Sequence[int]) -> Tensor:
+    """Moves windows that reach past the image into it.
+
+    Args:
+        start: int64 [..., D], first row, column, ... of each.
+        size: Extents of all windows, at most those of the image.
+        extents: Of the image.
+
+    Returns:
+        int64 [..., D].
+    """
+    columns = zip(start.unbind(-1), size, extents, strict=True)
+    return torch.stack([first.clamp(0, whole - length) for first, length, whole in columns], -1)
+
+
 def cut(images: Tensor, samples: Tensor, start: Tensor, size: Sequence[int]) -> Tensor:
     """One patch a unit; 0 where it reaches past the image.
 

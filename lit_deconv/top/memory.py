@@ -25,10 +25,12 @@ class LayerBytes:
     Attributes:
         numbers: Bytes of activations, identities, positions and counts.
         patches: Bytes of the image patches; 0 where they would have passed the bound.
+        examples: Bytes of whole images of single units; 0 where they would have passed it.
     """
 
     numbers: int
     patches: int
+    examples: int = 0
 
 
 def chosen_channels(layer: str, layout: Layout, channels: Channels) -> list[int] | None:
@@ -56,6 +58,7 @@ def estimate(
     channels: Channels = None,
     dtype: torch.dtype = torch.float32,
     max_bytes: int = MAX_BYTES,
+    examples: int = 0,
 ) -> dict[str, LayerBytes]:
     """What a collector will keep, to the byte, however many images it is shown.
 
@@ -68,6 +71,7 @@ def estimate(
         channels: Which channels: the same for every layer, or by layer; all by default.
         dtype: The images'.
         max_bytes: The bound.
+        examples: Of so many channels a layer one whole image is kept, where there is room.
 
     Returns:
         Bytes by layer.
@@ -75,7 +79,7 @@ def estimate(
     Raises:
         ValueError: The numbers alone pass the bound.
     """
-    numbers, patches = {}, {}
+    numbers, patches, whole = {}, {}, {}
     for name, layout in layers.items():
         wanted = chosen_channels(name, layout, channels)
         chosen = layout.channels if wanted is None else len(wanted)
@@ -84,6 +88,9 @@ def estimate(
         numbers[name] = 2 * (units * FIELDS * 8 + counts)  # torchmetrics keeps a fresh copy
         numbers[name] += 16 * chosen  # what the next must reach
         numbers[name] += 8 * len(wanted or ()) + 8 * sum(len(f) for f in layout.field.first)
+        few = min(examples, chosen)
+        # whose images they are, and they
+        whole[name] = few * (8 + FIELDS * 8 + math.prod(layout.image) * dtype.itemsize)
         patches[name] = units * layout.image[0] * math.prod(layout.patch_size) * dtype.itemsize
     left = max_bytes - sum(numbers.values())
     if left < 0:
@@ -91,13 +98,16 @@ def estimate(
             f"the activations and positions of {k} units a channel take {sum(numbers.values())} "
             f"bytes, more than max_bytes={max_bytes}; choose fewer channels or raise the bound"
         )
+    if sum(whole.values()) > left:
+        whole = dict.fromkeys(layers, 0)
+    left -= sum(whole.values())
     kept = {}
     for name in sorted(patches, key=lambda name: patches[name]):
         kept[name] = patches[name] if patches[name] <= left else 0
         left -= kept[name]
-    return {name: LayerBytes(numbers[name], kept[name]) for name in layers}
+    return {name: LayerBytes(numbers[name], kept[name], whole[name]) for name in layers}
 
 
 def total_bytes(parts: Iterable[LayerBytes]) -> int:
     """All of it."""
-    return sum(part.numbers + part.patches for part in parts)
+    return sum(part.numbers + part.patches + part.examples for part in parts)

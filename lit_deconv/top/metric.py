@@ -11,7 +11,8 @@ from torch.nn import Module
 from torchmetrics import Metric
 
 from lit_deconv.engine.units import Layout
-from lit_deconv.top.cutting import cut
+from lit_deconv.top.cutting import cut, moved_inside
+from lit_deconv.top.examples import ExampleImages
 from lit_deconv.top.ranking import (
     admitted,
     as_key,
@@ -97,8 +98,10 @@ class TopUnits(Metric):
         layout: The layer.
         k: Units a channel.
         channels: Which channels; all by default.
-        keep_patches: Keep the image patch under each unit.
+        keep_patches: Keep the image patch under each unit, moved into the image at the border.
         holder: Number of this process.
+        examples: Of which of these channels, by their place among them, the whole image of the
+            strongest unit is kept too.
         **kwargs: Handed to ``Metric``.
     """
 
@@ -116,6 +119,7 @@ class TopUnits(Metric):
         channels: Sequence[int] | None = None,
         keep_patches: bool = True,
         holder: int = 0,
+        examples: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -124,6 +128,7 @@ class TopUnits(Metric):
         self.holder = holder
         self.keep_patches = keep_patches
         self.patches: Tensor | None = None
+        self.examples = ExampleImages(examples) if len(examples) else None
         self.seen: Seen | None = None
         """What of a batch is not settled yet."""
         self.recorded: torch.dtype | None = None
@@ -182,6 +187,8 @@ class TopUnits(Metric):
         with torch.inference_mode(False):  # what is made in it could not be written to outside
             super().reset()
             self.seen, self.bar = None, bar_of(self.units)
+            if self.examples is not None:
+                self.examples.reset()
 
     def _places(self, maps: Tensor, reached: Tensor) -> Tensor:
         """Where the maps are largest, for those that are among the strongest; else 0."""
@@ -193,17 +200,20 @@ class TopUnits(Metric):
         places[channel, sample] = maps[sample, of_layer].argmax(1)
         return places
 
-    def keep(self, units: Tensor, changed: Changed, images: Tensor) -> None:
+    def keep(self, units: Tensor, changed: Changed, images: Tensor, identity: Tensor) -> None:
         """Takes over what was settled: the units, and the patches of those that entered.
 
         Args:
             units: int64 [C, K, FIELDS].
             changed: Which of them are new.
             images: [N, C, H, W].
+            identity: int64 [N], who they are.
         """
         self.units = units
         if _may_look(units.device):
             self.bar = bar_of(units)
+        if self.examples is not None:
+            self.examples.update(units, images, identity)
         if not self.keep_patches:
             return
         if self.patches is None:
@@ -218,7 +228,9 @@ class TopUnits(Metric):
     def _under(self, images: Tensor, sample: Tensor, place: Tensor) -> Tensor:
         if self.layout.takes_image:
             return images.index_select(0, sample)
-        return cut(images, sample, self.starts(place), self.layout.patch_size)
+        size = self.layout.patch_size
+        inside = moved_inside(self.starts(place), size, images.shape[2:])
+        return cut(images, sample, inside, size)
 
     def starts(self, place: Tensor) -> Tensor:
         """First row, column, ... of the boxes of units.
@@ -247,6 +259,8 @@ class TopUnits(Metric):
         self.bar = self.bar.to(self.device)
         if self.patches is not None:
             self.patches = self.patches.to(self.device)
+        if self.examples is not None:
+            self.examples.to(self.device)
         return moved
 
 
@@ -310,7 +324,7 @@ def _settle(metrics: Sequence[TopUnits], images: Tensor, identity: Tensor) -> No
     start = 0
     for metric, part, new in zip(metrics, units.split(sizes), changed.split(counts), strict=True):
         if len(new.slot):
-            metric.keep(part.clone(), new.moved(-start), images)
+            metric.keep(part.clone(), new.moved(-start), images, identity)
         start += len(part)
 
 

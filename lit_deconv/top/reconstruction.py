@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_deconv.attr import Deconvnet
+from lit_deconv.top.cutting import cut
 from lit_deconv.top.result import Images, LayerTop, TopActivations
 
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -22,8 +23,9 @@ class TopReconstructions:
     """The strongest units of one layer in pixels.
 
     Attributes:
-        images: [C, K, c, h, w], reconstructions under the boxes; 0 where not verified.
-        patches: [C, K, c, h, w], the image under the boxes; 0 where this process saw none.
+        images: [C, K, c, h, w], reconstructions under the boxes, or in the windows moved into the
+            image; 0 where not verified.
+        patches: [C, K, c, h, w], the image there; 0 where this process saw none.
         activations: [C, K], computed anew; NaN where nothing could be computed.
         verified: bool [C, K], whether they agree with the recorded ones.
         expected: bool [C, K], the units that this process was to reconstruct.
@@ -41,7 +43,9 @@ class TopReconstructions:
         return int((self.expected & ~self.verified).sum())
 
 
-def reconstruct_top(net: Deconvnet, top: TopActivations) -> dict[str, TopReconstructions]:
+def reconstruct_top(
+    net: Deconvnet, top: TopActivations, *, inside: bool = False
+) -> dict[str, TopReconstructions]:
     """Projects the strongest units down, each alone, from the patches under them.
 
     A unit whose activation, computed anew, is not the recorded one (other weights, or a model whose
@@ -51,11 +55,13 @@ def reconstruct_top(net: Deconvnet, top: TopActivations) -> dict[str, TopReconst
     Args:
         net: The layers of ``top``, with the weights of that time.
         top: What was collected. In a distributed run each process reconstructs what it holds.
+        inside: Give what lies in ``LayerTop.windows``, as figures show it, instead of the boxes: at
+            the border of the image they hold more of it.
 
     Returns:
         By layer.
     """
-    parts = {name: _Part(net, name, layer) for name, layer in top.items()}
+    parts = {name: _Part(net, name, layer, inside) for name, layer in top.items()}
     for part in parts.values():
         part.use_kept()
     if top.images is not None:
@@ -71,12 +77,13 @@ def tolerance(dtype: torch.dtype) -> float:
 class _Part:
     """One layer's units, U of them, on their way to pixels."""
 
-    def __init__(self, net: Deconvnet, name: str, layer: LayerTop) -> None:
+    def __init__(self, net: Deconvnet, name: str, layer: LayerTop, inside: bool) -> None:
         self.net, self.name, self.layer = net, name, layer
         self.expected = layer.held & layer.exists
         self.at = tuple(self.expected.nonzero().unbind(1))
         self.channel, self.position = layer.channels[self.at[0]], layer.positions[self.at]
         self.identity, self.boxes = layer.identity[self.at], layer.boxes[self.at]
+        self.shown = layer.windows[self.at] if inside else self.boxes
         self.recorded = layer.values[self.at]
         dtype = layer.values.dtype if layer.kept is None else layer.kept.dtype
         self.good = torch.zeros_like(self.recorded, dtype=torch.bool)
@@ -97,8 +104,8 @@ class _Part:
         kept = self.layer.kept[self.at]
         everything = torch.arange(len(kept), device=kept.device)
         if not self.layer.layout.takes_image:
-            self.patches = kept
-            self.run(kept, everything, everything)
+            self.patches = self.layer.cut_kept(kept, self.shown)
+            self.run(self.layer.cut_kept(kept, self.boxes), everything, everything)
             return
         # Several channels may have kept the same image: it runs once.
         _, sample = self.identity.unique(return_inverse=True)
@@ -111,7 +118,7 @@ class _Part:
 
     def use_images(self, images: Tensor, index: Tensor, sample: Tensor) -> None:
         """Reconstructs some units from whole images [M, c, H, W]: their rows, and their image's."""
-        self.patches[index] = self.layer.cut(images, sample, self.boxes[index])
+        self.patches[index] = self.layer.cut(images, sample, self.shown[index])
         self.run(images, index, sample)
         again = ~self.good[index]
         if bool(again.any()):
@@ -144,6 +151,10 @@ class _Part:
             room = values.new_full((*self.expected.shape, *values.shape[1:]), elsewhere)
             return room.index_put(self.at, values)
 
+        dims = self.images.ndim - 2
+        moved = self.shown[:, :dims] - self.boxes[:, :dims]
+        everything = torch.arange(len(self.images), device=self.images.device)
+        self.images = cut(self.images, everything, moved, self.images.shape[2:])
         mask = self.good.view(-1, *[1] * (self.images.ndim - 1))
         return TopReconstructions(
             placed(torch.where(mask, self.images, self.images.new_zeros(()))),

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lit_deconv.engine.units import Layout
-from lit_deconv.top.cutting import cut
+from lit_deconv.top.cutting import cut, moved_inside
+from lit_deconv.top.examples import Examples
 
 Images = Callable[[Sequence[int]], Tensor]
 """Reads images by identity: [M] of them -> [M, C, H, W]."""
@@ -25,9 +26,9 @@ class LayerTop:
         identity: int64 [C, K], data index of the image, or a hash of it (negative).
         positions: int64 [C, K, D], position in the map.
         boxes: int64 [C, K, 2D], the receptive field (top, left, bottom, right; half-open).
-        kept: What was kept of each image: the patch under the box, [C, K, c, h, w], 0 outside the
-            image; the whole image for a layer that cannot be computed on less; None where that
-            would have passed the memory bound.
+        kept: What was kept of each image, [C, K, c, h, w]: the part under the box's ``windows``;
+            the whole image for a layer that cannot be computed on less; None where that would have
+            passed the memory bound.
         held: bool [C, K], whether this process saw the image; elsewhere ``kept`` is 0.
         largest: [A], largest activation.
         fires: [A], share of images on which something is above zero.
@@ -35,6 +36,7 @@ class LayerTop:
         images: How many images were seen.
         recorded: Precision in which the activations were seen.
         layout: The layer's maps and receptive fields.
+        examples: Whole images of a few of the units; None where none were to be kept.
     """
 
     channels: Tensor
@@ -50,6 +52,7 @@ class LayerTop:
     images: int
     recorded: torch.dtype
     layout: Layout
+    examples: Examples | None = None
 
     @property
     def exists(self) -> Tensor:
@@ -59,11 +62,36 @@ class LayerTop:
     @property
     def patches(self) -> Tensor | None:
         """[C, K, c, h, w], the image under each box, 0 outside the image; None: not kept."""
-        if self.kept is None or not self.layout.takes_image:
-            return self.kept
-        rows = torch.arange(self.held.numel(), device=self.kept.device)
-        under = self.cut(self.kept.flatten(0, 1), rows, self.boxes.flatten(0, 1))
+        if self.kept is None:
+            return None
+        under = self.cut_kept(self.kept.flatten(0, 1), self.boxes.flatten(0, 1))
         return under.view(*self.kept.shape[:3], *under.shape[2:])
+
+    @property
+    def windows(self) -> Tensor:
+        """int64 [C, K, 2D], what figures show: the boxes, moved into the image at its border."""
+        dims = self.boxes.shape[-1] // 2
+        size = self.layout.field.size
+        start = moved_inside(self.boxes[..., :dims], size, self.layout.image[1:])
+        return torch.cat([start, start + start.new_tensor(size)], -1)
+
+    def cut_kept(self, kept: Tensor, boxes: Tensor) -> Tensor:
+        """What lies under boxes or windows of units, from what was kept of their images.
+
+        Args:
+            kept: [U, c, h, w], rows of ``kept``.
+            boxes: int64 [U, 2D], one each.
+
+        Returns:
+            [U, c, h, w]; 0 outside the image.
+        """
+        rows = torch.arange(len(kept), device=kept.device)
+        if self.layout.takes_image:
+            return self.cut(kept, rows, boxes)
+        size = self.layout.field.size
+        start = boxes[:, : len(size)]
+        # the window is all of the image that the box sees, so 0 outside it is 0 outside the image
+        return cut(kept, rows, start - moved_inside(start, size, self.layout.image[1:]), size)
 
     def cut(self, images: Tensor, samples: Tensor, boxes: Tensor) -> Tensor:
         """What lies under boxes of this layer.

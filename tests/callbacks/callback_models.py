@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,12 @@ def expected_tags(
     *layers: str, tag: str = "deconv", first: str = "net.0", fitting: bool = True
 ) -> set[str]:
     """Names of all pictures by default: of the layers, and of the first layer's filters."""
-    kinds = ("grid", "beside_captum", *(["evolution"] if fitting else []))
+    kinds = (
+        "grid",
+        "strongest_beside_captum",
+        "beside_captum",
+        *(["evolution"] if fitting else []),
+    )
     return {f"{tag}/{layer}/{kind}" for layer in layers for kind in kinds} | {
         f"{tag}/{first}/filters"
     }
@@ -174,3 +179,34 @@ def compiled(module: nn.Module, backend: str = "eager") -> Any:
 def hooks_on(model: nn.Module) -> int:
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return sum(len(getattr(module, name)) for module in model.modules() for name in names)
+
+
+class Breaking(pl.Callback):
+    """From an epoch on, a function of the package raises; after the run it is as it was.
+
+    Args:
+        where: Class or module that holds it.
+        name: The function's name.
+        message: What is raised.
+        ranks: In which processes.
+        epoch: From which epoch on.
+    """
+
+    def __init__(
+        self, where: Any, name: str, message: str, ranks: Sequence[int] = (0,), epoch: int = 1
+    ) -> None:
+        self.where, self.name, self.message = where, name, message
+        self.ranks, self.epoch, self.original = ranks, epoch, getattr(where, name)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.current_epoch == self.epoch and trainer.global_rank in self.ranks:
+
+            def fail(*args: Any, **kwargs: Any) -> Any:
+                raise torch.OutOfMemoryError(self.message)
+
+            setattr(self.where, self.name, fail)
+
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
+        setattr(self.where, self.name, self.original)
+
+    on_exception = teardown

@@ -29,7 +29,7 @@ from callback_models import (
     trainer,
 )
 from callback_models import compiled as compile_it
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lit_deconv.callbacks import DeconvCallback, gallery
 from lit_deconv.callbacks import pictures as drawing
@@ -38,6 +38,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_deconv import Deconvnet
+from lit_deconv.render import crop_boxes, shift_boxes, shift_patches
 
 TAGS = expected_tags("net.1", "net.4")
 
@@ -107,6 +108,7 @@ def test_what_is_drawn_is_what_the_engine_gives(tmp_path: Path, drawn: list) -> 
     model = LitNet()
     trainer(tmp_path, small(probe=8), max_epochs=1).fit(model, loader(), loader())
     images, _ = images_and_labels()
+    moved = 0
     for layer in drawn:
         net = Deconvnet(model, layer.layer)
         activations = net.activations(images)
@@ -121,16 +123,19 @@ def test_what_is_drawn_is_what_the_engine_gives(tmp_path: Path, drawn: list) -> 
             wide = activations.shape[-1]
             unit = torch.tensor([[order[0], shown.channel, place // wide, place % wide]])
             (back,), ((top, left, bottom, right),) = net.reconstruct(images, unit, crop=True)
-            assert torch.allclose(shown.reconstructions[0], back, atol=1e-5)
-            padded = functional.pad(images[order[0]], (9, 9, 9, 9))
-            under = padded[:, top + 9 : bottom + 9, left + 9 : right + 9]
-            assert torch.equal(shown.patches[0], under)
+            box = torch.tensor([[top, left, bottom, right]])
+            window = shift_boxes(box, 8, 8)
+            moved += int(not torch.equal(window, box))
+            moved_back = shift_patches(back[None], box, window)[0]
+            assert torch.allclose(shown.reconstructions[0], moved_back, atol=1e-5)
+            assert torch.equal(shown.patches[:1], crop_boxes(images[order[:1]], window))
         assert torch.equal(layer.health.dead, (best <= 0).all(0))
         whole = Deconvnet(model, layer.layer).attribute(images[:1])
         (row,) = layer.rows
         assert [p.name for p in row.panels][:3] == ["input", "whole layer", "single unit"]
         assert torch.equal(row.panels[0].image, images[0])
         assert torch.allclose(row.panels[1].image, whole[0], atol=1e-6)
+    assert moved
 
 
 class Frozen(LitNet):
@@ -304,7 +309,7 @@ def test_averaged_weights_are_those_that_were_validated(
     assert not torch.equal(validated[-1], trained[-1])
     for channel, value in shown.items():
         assert value == pytest.approx(float(recomputed[channel]), rel=1e-5)
-    assert "averaged" in notes[-1]
+    assert "Weights: averaged." in notes[-1]
 
 
 def test_weights_that_changed_before_the_picture_are_told(tmp_path: Path, notes: list[str]) -> None:
@@ -450,16 +455,57 @@ def test_any_of_captums_attributions_beside(tmp_path: Path, drawn: list) -> None
     assert all(panel.image is not None for panel in drawn[0].rows[0].panels)
 
 
+def test_the_strongest_unit_of_a_few_channels_beside_captum(tmp_path: Path, drawn: list) -> None:
+    callback = small(channels="all", compare_images=3)
+    trainer(tmp_path, callback, max_epochs=1).fit(LitNet(), loader(), loader())
+    for layer in drawn:
+        total = len(layer.channels)
+        wanted = [index * total // 3 for index in range(3)]
+        assert len(layer.strongest_rows) == 3
+        for channel, row in zip(wanted, layer.strongest_rows, strict=True):
+            shown, (image, patch, unit, neuron, of_class) = layer.channels[channel], row.panels
+            assert row.label.startswith(f"strongest of channel {channel} at row ")
+            assert f"activation {shown.activations[0]:.3g}" in row.label
+            # all cut to the window that figure 2 shows
+            assert torch.equal(patch.image, shown.patches[0])
+            assert torch.allclose(unit.image, shown.reconstructions[0], atol=1e-6)
+            assert neuron.image.shape == of_class.image.shape == unit.image.shape
+            assert any(torch.equal(image.image, each) for each in images_and_labels()[0])
+            if shown.fires:
+                assert "with the single unit: cosine 1.00, rank " in neuron.note
+                assert torch.allclose(neuron.image, unit.image, atol=1e-5)
+            assert "with the single unit: " in of_class.note
+
+
+def test_units_that_are_no_longer_what_they_were_are_not_compared(
+    tmp_path: Path, drawn: list
+) -> None:
+    class Swapping(pl.Callback):
+        def on_validation_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *index: int
+        ) -> None:
+            if index[0] == 1:
+                with torch.no_grad():
+                    pl_module.net[0].weight.mul_(3)
+
+    run = trainer(tmp_path, Swapping(), small(layers="net.0"), max_epochs=1)
+    run.fit(LitNet(), loader(), loader())
+    assert drawn[0].strongest_rows == []
+    assert drawn[0].doubtful
+
+
 def test_without_comparison(tmp_path: Path) -> None:
     trainer(tmp_path, small(compare=[]), max_epochs=1).fit(LitNet(), loader(), loader())
     assert pictures(tmp_path).keys() == {tag for tag in TAGS if "captum" not in tag}
 
 
-@pytest.mark.parametrize("figure", ["grid", "evolution", "filters", "beside_captum"])
+@pytest.mark.parametrize(
+    "figure", ["grid", "evolution", "filters", "strongest_beside_captum", "beside_captum"]
+)
 def test_one_figure_alone(figure: str, tmp_path: Path) -> None:
     run = trainer(tmp_path, small(log=[figure]), max_epochs=1)
     run.fit(LitNet(), loader(), loader())
-    assert pictures(tmp_path).keys() == {tag for tag in TAGS if tag.endswith(figure)}
+    assert pictures(tmp_path).keys() == {tag for tag in TAGS if tag.endswith(f"/{figure}")}
     assert not any("never_fires" in name for name in run.callback_metrics)
 
 
@@ -542,6 +588,41 @@ def test_two_on_one_trainer_do_not_collide(tmp_path: Path) -> None:
         *expected_tags("net.1"),
         *expected_tags("net.4", tag="deconv_2"),
     }
+
+
+def test_two_that_log_different_things_of_the_same_layers(tmp_path: Path, drawn: list) -> None:
+    both = small(layers="net.1", log=["grid"]), small(layers="net.1", log=["evolution"])
+    run = trainer(tmp_path, *both, max_epochs=1)
+    run.fit(LitNet(), loader(), loader())
+    assert pictures(tmp_path).keys() == {"deconv/net.1/grid", "deconv_2/net.1/evolution"}
+    # the hooks of one do not take what the other runs for more images of the validation
+    assert [layer.ranked for layer in drawn] == [8, 8]
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    saved = torch.load(tmp_path / "run.ckpt", weights_only=True)["callbacks"]
+    assert {callback.state_key for callback in both} <= saved.keys()
+
+
+def test_no_two_write_under_one_name(tmp_path: Path) -> None:
+    tags = ["x", "x", "x_2", "x"]
+    run = trainer(tmp_path, *(small(tag=tag, channels=n + 1) for n, tag in enumerate(tags)))
+    given = [callback._tag_among(run) for callback in run.callbacks[:4]]  # type: ignore[attr-defined]
+    assert given == ["x", "x_3", "x_2", "x_4"]
+
+
+def test_a_checkpoint_is_kept_by_a_number_of_ours(tmp_path: Path) -> None:
+    best = ModelCheckpoint(tmp_path / "best", monitor="deconv/net.1/never_fires", save_top_k=1)
+    run = trainer(tmp_path / "run", small(every_n_epochs=2), best, enable_checkpointing=True)
+    run.fit(LitNet(), loader(), loader())
+    assert best.best_model_score == run.callback_metrics["deconv/net.1/never_fires"]
+    assert Path(best.best_model_path).exists()
+
+
+def test_trained_weights_beside_averaged_ones_are_told(tmp_path: Path, notes: list[str]) -> None:
+    # without a validation nothing puts the averaged ones in their place
+    both = small(layers="net.1"), EMAWeightAveraging(decay=0.5)
+    trainer(tmp_path, *both, max_epochs=1).fit(LitNet(), loader())
+    assert all("not averaged" in note for note in notes)
+    assert notes
 
 
 def test_fit_then_validate_then_another_model(tmp_path: Path) -> None:

@@ -240,6 +240,12 @@ def test_names_that_the_model_does_not_have_end_the_run_in_setup(
         {"show_channels": [0, 1]},
         {"show_channels": -1},
         {"tag": "/"},
+        {"compare": None},
+        {"compare": [3]},
+        {"compare": ["Deconvolution", "Deconvolution"]},
+        {"log": None},
+        {"module": 3},
+        {"input_key": 1.5},
         {"on_error": "ignore"},
     ],
 )
