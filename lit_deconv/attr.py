@@ -94,6 +94,8 @@ class Deconvnet:
                 raise ValueError(
                     f"{name}={value!r}: expected one of {', '.join(map(repr, allowed))}"
                 )
+        if call is not None and call < -1:
+            raise ValueError(f"call={call}: expected 0 for the first, 1, ..., or -1 for the last")
         self.model = unwrapped(model)
         _refuse_scripted(self.model)
         self.layers = resolve(self.model, layer)

@@ -16,7 +16,7 @@ from lit_deconv.engine.errors import DeconvError, LayerError, UnsupportedOp
 from lit_deconv.engine.mixing import Mixing
 from lit_deconv.engine.recognise import seen_last
 from lit_deconv.engine.rectified import RectifiedBackward, inference_mode_ignored
-from lit_deconv.engine.saved import state_kept
+from lit_deconv.engine.saved import backward_hooks_off, state_kept
 
 
 def record_autograd(
@@ -56,7 +56,7 @@ def record_autograd(
         UnsupportedOp: The forward writes in place where autograd cannot follow.
     """
     recorder = _Recorder(layers, model, call, stop_early, choose or _first_tensor)
-    mode = RectifiedBackward(gates=gates, lrn=lrn, where=recorder.where)
+    mode = RectifiedBackward(gates=gates, lrn=lrn, where=recorder.where, hooks=False)
     with torch.inference_mode(False), torch.enable_grad():
         leaves = tuple(_leaf(tensor) for tensor in inputs)
         # A non-leaf is fed, so that the model may write to its input in place.
@@ -64,6 +64,7 @@ def record_autograd(
         mode.watch(fed)
         with (
             state_kept(model, mode.saved) as mode.before_write,
+            backward_hooks_off(model),
             recorder.module_hooks(),
             inference_mode_ignored(),
             mode,

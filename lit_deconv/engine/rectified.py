@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from lit_deconv.engine.backwards import Ambiguous, Local, Passed, Rectified, Scaled
 from lit_deconv.engine.calls import Call, Place, is_zero
@@ -71,6 +73,7 @@ class RectifiedBackward(TorchFunctionMode):
         lrn: "pass" hands the signal through local response normalisation unchanged (Zeiler &
             Fergus 2014 pass contrast normalisation through); "gradient" takes the derivative.
         where: Says which module is running, for messages.
+        hooks: Whether hooks that the model puts on its activations are called with the signal.
 
     Raises:
         ValueError: ``gates`` or ``lrn`` is none of the above.
@@ -82,13 +85,14 @@ class RectifiedBackward(TorchFunctionMode):
         gates: str = "constant",
         lrn: str = "pass",
         where: Callable[[], str] = lambda: "the model",
+        hooks: bool = True,
     ) -> None:
         super().__init__()
         if gates not in ("constant", "gradient"):
             raise ValueError(f"gates={gates!r}; expected 'constant' or 'gradient'")
         if lrn not in ("pass", "gradient"):
             raise ValueError(f"lrn={lrn!r}; expected 'pass' or 'gradient'")
-        self.gates, self.lrn, self.where = gates, lrn, where
+        self.gates, self.lrn, self.where, self.hooks = gates, lrn, where, hooks
         self.saved = SavedValues()
         self.before_write: Callable[[Tensor], None] = lambda tensor: None
         self._depends: dict[Any, bool] = {}
@@ -147,6 +151,8 @@ class RectifiedBackward(TorchFunctionMode):
         followed = any(self.depends(tensor) for tensor in call.tensors)
         if followed:
             self._refuse_unseen(call)
+            if func is Tensor.register_hook and not self.hooks:
+                return RemovableHandle(OrderedDict())
         for tensor in call.written:
             self.saved.before_write(tensor)
             self.before_write(tensor)

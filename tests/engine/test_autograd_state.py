@@ -283,3 +283,37 @@ def test_a_unit_of_a_sample_that_is_another_image_is_refused(
                 net.reconstruct(images, unit)
         else:
             assert net.reconstruct(images, unit).any()
+
+
+class Hooked(nn.Module):
+    """With every kind of backward hook, each of which would change the signal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if y.requires_grad:
+            y.register_hook(self._reversed)
+        return self.last(F.relu(y))
+
+    def _reversed(self, gradient: Tensor) -> Tensor:
+        self.seen.append(gradient)
+        return -gradient
+
+
+def test_backward_hooks_of_the_users_see_no_signal() -> None:
+    torch.manual_seed(0)
+    model, images = Hooked(), torch.randn(2, 3, 5, 5)
+    plain = Deconvnet(model, "last", path="rules").attribute(images)
+    model.first.register_full_backward_hook(lambda module, given, got: (-given[0],))
+    model.last.register_full_backward_pre_hook(lambda module, got: (-got[0],))
+    hooks = model.first._backward_hooks, model.last._backward_pre_hooks
+    for path in ("rules", "autograd"):
+        found = Deconvnet(model, "last", path=path).attribute(images)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, plain)
+    assert not model.seen
+    assert model.first._backward_hooks is hooks[0]
+    assert model.last._backward_pre_hooks is hooks[1]
