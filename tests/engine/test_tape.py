@@ -180,6 +180,7 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
     "images-and-channels-swapped": (_swapped_images, rectify),
     "complex": (_of_the_spectrum, lambda y: torch.fft.fft2(rectify(y)).real),
     "complex-magnitude": (lambda y: torch.complex(y, 2 * y).abs(), lambda y: 5**0.5 * y.abs()),
+    "complex-product": (lambda y: (y * (1 + 2j)).abs(), lambda y: 5**0.5 * y.abs()),
     "images-joined": (_joined_images, lambda y: rectify(y) + rectify(2 * y)),
 }
 
