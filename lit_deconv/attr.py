@@ -94,6 +94,8 @@ class Deconvnet:
                 raise ValueError(
                     f"{name}={value!r}: expected one of {', '.join(map(repr, allowed))}"
                 )
+        if call is not None and call < -1:
+            raise ValueError(f"call={call}: expected 0 for the first, 1, ..., or -1 for the last")
         self.model = unwrapped(model)
         _refuse_scripted(self.model)
         self.layers = resolve(self.model, layer)
@@ -197,7 +199,9 @@ class Deconvnet:
             additional_forward_args: Handed to the model behind the inputs, not followed.
             via: "images" records the whole images once, "patches" runs each unit's receptive field
                 alone, forward and back; "auto" takes what needs fewer operations. The layers' way
-                through the model is read once per image size and kept for further calls.
+                through the model is read once per image size and kept for further calls, as long as
+                the model has the same parts, flags, hooks and attributes; a forward that depends on
+                anything outside the model, such as a global, needs via="images".
 
         Returns:
             [U, C, H, W] in the order of ``units``; with ``crop`` a pair of patches [U, C, h, w] and
@@ -452,10 +456,12 @@ class Deconvnet:
         if current != self._configuration:
             self._locals.clear()
             self._configuration = current
-        key = (images.shape[1:], images.dtype, images.device)
+        # Two images stand for many: a forward may do something else for a single one.
+        few = images[:2]
+        key = (few.shape, images.dtype, images.device)
         if key not in self._locals:
             try:
-                tape = self._tape((images[:1],), ())
+                tape = self._tape((few,), ())
             except Exception:
                 if len(images) == 1:
                     raise

@@ -31,6 +31,10 @@ def checked_inputs(inputs: Any) -> tuple[Tensor, ...]:
                 f"inputs are {image.dtype}, expected floating point: convert and normalise them as in "
                 f"training, for example images.float() / 255"
             )
+        if image.layout is not torch.strided or image.is_meta:
+            raise InputError(
+                f"inputs are {image.layout} on {image.device}, expected dense tensors that hold pixels"
+            )
         if image.ndim < 2 or image.shape[0] == 0:
             raise InputError(
                 f"inputs have shape {list(image.shape)}, expected [N, C, H, W] with at least one image"
@@ -76,8 +80,12 @@ def checked_channels(name: str, channels: Any, activation: Tensor) -> Tensor:
     Raises:
         SelectorError: The layer has no such channel.
     """
-    chosen = torch.as_tensor(channels, dtype=torch.int64, device=activation.device).flatten()
-    count = activation.shape[1]
+    chosen = torch.as_tensor(channels, device=activation.device).flatten()
+    if chosen.numel() and (chosen.is_floating_point() or chosen.dtype == torch.bool):
+        raise SelectorError(
+            f"channels of layer {name!r} are {chosen.dtype}, expected whole numbers"
+        )
+    chosen, count = chosen.to(torch.int64), activation.shape[1]
     if chosen.numel() and not -count <= int(chosen.min()) <= int(chosen.max()) < count:
         raise SelectorError(
             f"channels {chosen.tolist()} are not all among the {count} of layer {name!r}"

@@ -172,6 +172,15 @@ def test_units_that_do_not_fit(net: Net, x: Tensor, units: Any, says: str, via: 
     assert isinstance(raised.value, IndexError)
 
 
+@pytest.mark.parametrize(
+    ("channels", "says"),
+    [([4], "among the 4"), ([-5], "among the 4"), ([1.5], "float"), ([True], "bool")],
+)
+def test_maps_that_a_layer_does_not_have(net: Net, x: Tensor, channels: Any, says: str) -> None:
+    with pytest.raises(SelectorError, match=says):
+        Deconvnet(net, "conv1").maps(x, channels)
+
+
 def test_units_may_be_int32(net: Net, x: Tensor) -> None:
     units = torch.tensor([[2, 1, 3, 4]])
     deconvnet = Deconvnet(net, "conv1")
@@ -184,6 +193,7 @@ def test_units_may_be_int32(net: Net, x: Tensor) -> None:
     [
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"torch.uint8.*images.float\(\) / 255"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "expected floating point"),
+        (torch.zeros(1, 3, 8, 8).to_sparse(), "sparse"), (torch.zeros(1, 3, 8, 8, device="meta"), "meta"),
         (torch.zeros(0, 3, 8, 8), "at least one image"), (torch.zeros(3), r"\[N, C, H, W\]"),
         (torch.zeros(()), r"\[N, C, H, W\]"), ((), "empty tuple"), (None, "NoneType"),
         ([torch.zeros(1, 3, 8, 8)], "list"), ((torch.zeros(1, 3, 8, 8), "a"), "str"),
@@ -251,6 +261,8 @@ def test_unknown_layers_and_options(net: Net) -> None:
         (name,) = option
         with pytest.raises(ValueError, match=f"{name}=.*expected one of"):
             Deconvnet(net, "conv1", **option)
+    with pytest.raises(ValueError, match="call=-2: expected 0 for the first"):
+        Deconvnet(net, "conv1", call=-2)
     with pytest.raises(ValueError, match="via='both'"):
         Deconvnet(net, "conv1").reconstruct(
             torch.zeros(1, 3, 8, 8), torch.zeros(1, 4, dtype=torch.int64), via="both"

@@ -414,6 +414,25 @@ def test_a_model_for_one_batch_size_only(untouched: Untouched) -> None:
     assert given.shape == (2, 3, 11, 9)
 
 
+@pytest.mark.parametrize("via", ["auto", "patches", "images"])
+def test_a_model_that_treats_a_single_image_otherwise(via: Any) -> None:
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return self.last(-y if len(x) == 1 else F.relu(y))
+
+    torch.manual_seed(0)
+    model, images = Single(), torch.randn(3, 3, 16, 16)
+    units = torch.tensor([[0, 1, 2, 3]])
+    net, autograd = Deconvnet(model, "last"), Deconvnet(model, "last", path="autograd")
+    for x in (images, images[:1], images):
+        assert near(net.reconstruct(x, units, via=via), autograd.reconstruct(x, units))
+
+
 def test_the_inputs_may_be_written_by_the_model(untouched: Untouched, x: Tensor) -> None:
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 2, 3))
     for path in PATHS:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_deconv import Deconvnet
+from lit_deconv import Deconvnet, NeuronDeconvolution
 from lit_deconv.engine.errors import UnsupportedOp
 
 
@@ -80,3 +82,51 @@ def test_memory_exchanged_behind_a_tensor_is_no_silent_picture() -> None:
     net = Deconvnet(Exchanging(), "last", path="rules")
     with pytest.raises(UnsupportedOp, match="exchanges its memory"):
         net.attribute(torch.randn(1, 3, 8, 8))
+
+
+class Leaving(nn.Module):
+    """Adds to an activation what came of it outside PyTorch."""
+
+    def __init__(self, unseen: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+        self.unseen = unseen
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(y + self.unseen(y))
+
+
+def _applied(y: Tensor) -> Tensor:
+    z = y * 1
+    z.apply_(lambda value: max(value, 0.0))
+    return z
+
+
+def _mapped(y: Tensor) -> Tensor:
+    z = y * 1
+    z.map_(y, lambda value, other: max(value, 0.0))
+    return z
+
+
+@pytest.mark.parametrize("path", ["auto", "rules", "autograd", "drop-in"])
+@pytest.mark.parametrize(
+    "unseen",
+    [
+        _applied,
+        _mapped,
+        lambda y: F.relu(torch.from_dlpack(y)),
+        lambda y: F.relu(torch.from_numpy(y.numpy())),
+        lambda y: F.relu(copy.deepcopy(y)),
+    ],
+    ids=["apply_", "map_", "from_dlpack", "numpy", "deepcopy"],
+)
+def test_what_leaves_pytorch_and_comes_back_is_refused(
+    unseen: Callable[[Tensor], Tensor], path: Any
+) -> None:
+    model, images = Leaving(unseen), torch.randn(2, 3, 8, 8)
+    net: Any = NeuronDeconvolution(model, model.last)
+    if path != "drop-in":
+        net = Deconvnet(model, "last", path=path)
+    with pytest.raises(UnsupportedOp):
+        net.attribute(images, (0, 1, 1))

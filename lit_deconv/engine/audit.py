@@ -28,7 +28,7 @@ _BOUNDED = {
 # Regions of compiled, scripted or recomputed code, and fused recurrent layers.
 _CLOSED = (
     "CompiledFunction", "DifferentiableGraph", "CheckpointFunction", "MkldnnRnnLayer", "CudnnRnn",
-    "MiopenRnn", "ThnnFused",
+    "MiopenRnn", "ThnnFused", "Foreach",
 )  # fmt: skip
 # Products, and which of their parents are factors.
 _PRODUCTS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 from lit_deconv.engine.audit import recomputation_refused, refuse_unseen
 from lit_deconv.engine.errors import DeconvError, LayerError, UnsupportedOp
+from lit_deconv.engine.mixing import Mixing
 from lit_deconv.engine.recognise import seen_last
 from lit_deconv.engine.rectified import RectifiedBackward, inference_mode_ignored
-from lit_deconv.engine.saved import state_kept
+from lit_deconv.engine.saved import backward_hooks_off, state_kept
 
 
 def record_autograd(
@@ -54,7 +56,7 @@ def record_autograd(
         UnsupportedOp: The forward writes in place where autograd cannot follow.
     """
     recorder = _Recorder(layers, model, call, stop_early, choose or _first_tensor)
-    mode = RectifiedBackward(gates=gates, lrn=lrn, where=recorder.where)
+    mode = RectifiedBackward(gates=gates, lrn=lrn, where=recorder.where, hooks=False)
     with torch.inference_mode(False), torch.enable_grad():
         leaves = tuple(_leaf(tensor) for tensor in inputs)
         # A non-leaf is fed, so that the model may write to its input in place.
@@ -62,6 +64,7 @@ def record_autograd(
         mode.watch(fed)
         with (
             state_kept(model, mode.saved) as mode.before_write,
+            backward_hooks_off(model),
             recorder.module_hooks(),
             inference_mode_ignored(),
             mode,
@@ -104,6 +107,7 @@ class AutogradRecording:
     ) -> None:
         self._mode = mode
         self._audited: set[str] = set()
+        self._mixing: dict[str, Mixing] = {}
         self.inputs = leaves
         self._captured = dict(captured)
         self.outputs: dict[str, Tensor] = {name: map_.detach() for name, map_ in captured.items()}
@@ -162,49 +166,17 @@ class AutogradRecording:
         results = tuple(
             leaf.new_zeros((len(samples), *leaf.shape[1:])).detach() for leaf in self.inputs
         )
-        for units in self._rounds(layer, samples):
+        if layer not in self._mixing:
+            self._mixing[layer] = Mixing(
+                partial(self.walk, layer), captured, [len(leaf) for leaf in self.inputs]
+            )
+        for units in self._mixing[layer].rounds(samples):
             seed = torch.zeros_like(captured)
             chosen = samples[units]
             seed[chosen] = seeds[units].to(seed.dtype)
             for result, signal in zip(results, self.walk(layer, seed), strict=True):
                 result[units] = signal[chosen]
         return results
-
-    def _rounds(self, layer: str, samples: Tensor) -> Iterator[Tensor]:
-        """One unit of each image at a time, or a single one where the model mixes its images."""
-        if self._mixes_images(layer):
-            return iter(torch.arange(len(samples), device=samples.device).split(1))
-        return rounds(samples)
-
-    def _mixes_images(self, layer: str) -> bool:
-        """Whether a signal that starts at the first image arrives at another one."""
-        captured = self._captured[layer]
-        if len(captured) == 1 or any(len(leaf) != len(captured) for leaf in self.inputs):
-            return len(captured) > 1
-        seed = torch.zeros_like(captured)
-        seed[0] = 1
-        return any(bool((signal[1:] != 0).any()) for signal in self.walk(layer, seed))
-
-
-def rounds(samples: Tensor) -> Iterator[Tensor]:
-    """Groups units so that no group holds two of one sample, in as few groups as that takes.
-
-    Args:
-        samples: The sample that each unit belongs to, [U].
-
-    Yields:
-        Positions in ``samples``.
-    """
-    seen: dict[int, int] = {}
-    groups: list[list[int]] = []
-    for unit, sample in enumerate(samples.tolist()):
-        group = seen.get(sample, 0)
-        seen[sample] = group + 1
-        if group == len(groups):
-            groups.append([])
-        groups[group].append(unit)
-    for group_units in groups:
-        yield torch.tensor(group_units, device=samples.device)
 
 
 # ---- recording ---------------------------------------------------------------------------
@@ -340,4 +312,4 @@ def _or_zeros(signal: Tensor | None, leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf).detach() if signal is None else signal
 
 
-__all__ = ["AutogradRecording", "record_autograd", "rounds"]
+__all__ = ["AutogradRecording", "record_autograd"]

@@ -160,6 +160,19 @@ class Call:
         return copy(*self.args, **self.kwargs)
 
 
+def same_map(one: Tensor, other: Any) -> bool:
+    """Whether two tensors are one, or lie in the same memory in the same way, as equal slices do."""
+    if one is other:
+        return True
+    return (
+        isinstance(other, Tensor)
+        and one.dtype == other.dtype
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+        and one.data_ptr() == other.data_ptr()
+    )
+
+
 def is_zero(value: Any) -> bool:
     """Whether a bound is 0: a number, or a tensor of nothing but zeros."""
     if isinstance(value, Tensor):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lit_deconv.engine.calls import Place
+from lit_deconv.engine.calls import Place, same_map
 
 _SIGMOID = frozenset({"sigmoid", "special_expit"})
 GATE_MAKERS = frozenset({"sigmoid", "hardsigmoid", "softmax", "special_expit"})
@@ -76,7 +76,8 @@ class Gates:
             if (
                 mark is not None
                 and self.made(gate)
-                and mark.source is other
+                and mark.source is not None
+                and same_map(mark.source, other)
                 and mark.source_version == other._version
             ):
                 return other

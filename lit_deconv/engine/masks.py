@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lit_deconv.engine.calls import Call, is_zero
+from lit_deconv.engine.calls import Call, is_zero, same_map
 from lit_deconv.engine.gates import KEEPS_VALUES
 
 _SIGNS = {
@@ -36,6 +37,12 @@ class Masks:
     def follow(self, call: Call, result: Any) -> None:
         """Notes what a call returned, where that is a comparison with 0, or a copy of one."""
         source = call.first
+        if call.name in ("where", "nonzero") and isinstance(result, tuple):
+            sign = self._signs.get(source) if isinstance(source, Tensor) else None
+            if sign is not None and sign.version == source._version:
+                for index in result:
+                    self._signs[index] = replace(sign, version=index._version)
+            return
         if call.in_place or not isinstance(source, Tensor) or not isinstance(result, Tensor):
             return
         if call.name in _SIGNS:
@@ -50,8 +57,13 @@ class Masks:
                     result._version, sign.source, sign.source_version, positive
                 )
 
-    def rectified(self, call: Call) -> Tensor | None:
-        """The x of x * (x > 0) and of every other way to put 0 where x is negative, else None."""
+    def rectified(self, call: Call, depends: Callable[[Any], bool]) -> Tensor | None:
+        """The x of x * (x > 0) and of every other way to put 0 where x is negative, else None.
+
+        Args:
+            call: Any call.
+            depends: Whether an argument depends on the input: what happens to be 0 then is no bound.
+        """
         first = call.first
         if call.name in ("mul", "multiply"):
             second = call.argument(1, "other")
@@ -62,11 +74,15 @@ class Masks:
             condition, kept, other = _where(call)
             for x, filled, positive in ((kept, other, True), (other, kept, False)):
                 if self._is_sign(condition, x, positive):
-                    return x if is_zero(filled) else None
-        elif call.name in ("masked_fill", "setitem", "index_put"):
-            mask, value = call.argument(1, "mask"), call.argument(2, "value")
-            mask = mask[0] if isinstance(mask, (tuple, list)) and len(mask) == 1 else mask
-            if self._is_sign(mask, first, False) and is_zero(value):
+                    return x if is_zero(filled) and not depends(filled) else None
+        elif call.name in ("masked_fill", "masked_scatter", "setitem", "index_put"):
+            mask = call.argument(1, "mask", call.kwargs.get("indices"))
+            value = call.argument(2, "value", call.kwargs.get("source", call.kwargs.get("values")))
+            masks = mask if isinstance(mask, (tuple, list)) else [mask]
+            everywhere = len(masks) in (1, first.dim()) and all(
+                self._is_sign(part, first, False) for part in masks
+            )
+            if everywhere and is_zero(value):
                 return first
         return None
 
@@ -74,7 +90,7 @@ class Masks:
         sign = self._signs.get(mask) if isinstance(mask, Tensor) else None
         return (
             sign is not None
-            and sign.source is x
+            and same_map(sign.source, x)
             and sign.positive == positive
             and sign.version == mask._version
             and sign.source_version == x._version

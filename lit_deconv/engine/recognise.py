@@ -17,8 +17,13 @@ if TYPE_CHECKING:
     from lit_deconv.engine.recorder import Recorder
 
 
-# Methods that hand an activation's values to Python without an aten op.
-_READS = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__}
+# Methods that hand an activation's values to Python, or take them from it, without an aten op.
+UNSEEN = {
+    torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__, torch.Tensor.apply_,
+    torch.Tensor.map_, torch.Tensor.map2_,
+    torch.Tensor.__deepcopy__, torch.Tensor.__reduce_ex__,
+}  # fmt: skip
+_READS = UNSEEN | {torch.Tensor.tolist}
 
 
 @contextmanager

@@ -90,7 +90,12 @@ def record(
             pass
         except DeconvError:
             raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, NotImplementedError) and "HigherOrderOperator" in str(error):
+                raise UnsupportedOp(
+                    f"{recorder.place()['module'] or 'the model'} runs a control-flow operator such as "
+                    f"torch.cond, whose branches cannot be recorded; write it as Python's own if"
+                ) from error
             # Behind the last layer nothing is recorded; a head that does not fit the input
             # size is no business of a reconstruction.
             if not recorder.done:
@@ -335,7 +340,8 @@ class Recorder(TorchDispatchMode):
         if not any(self.value_of(leaf) is not None for leaf in leaves):
             return func(*args, **kwargs)
         name = packet_of(func)
-        rule = None if func._overloadname in _SHORTHANDS else rule_for(name)
+        lists_places = func is torch.ops.aten.where.default  # where(x) is nonzero(x)
+        rule = None if func._overloadname in _SHORTHANDS or lists_places else rule_for(name)
         if rule is None and name not in _SHAPE_ONLY:
             with self:
                 result = _decomposed(func, args, kwargs)

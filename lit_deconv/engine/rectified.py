@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from lit_deconv.engine.backwards import Ambiguous, Local, Passed, Rectified, Scaled
 from lit_deconv.engine.calls import Call, Place, is_zero
 from lit_deconv.engine.errors import UnsupportedOp
 from lit_deconv.engine.gates import Gates
 from lit_deconv.engine.masks import Masks
+from lit_deconv.engine.recognise import UNSEEN
 from lit_deconv.engine.saved import SavedValues, memory
 from lit_deconv.engine.statistics import SCALES
 
@@ -47,8 +51,10 @@ _CONTRACTIONS = {
     **dict.fromkeys([f"conv{n}d" for n in (1, 2, 3)], (0, 1)),
     **dict.fromkeys([f"conv_transpose{n}d" for n in (1, 2, 3)], (0, 1)),
 }
-# Functions of one activation whose quotient is no product of two.
-_CLOSED = frozenset({"local_response_norm", "softsign"})
+# Functions of one activation whose quotients, products and rectifiers inside are none of the model's.
+_CLOSED = frozenset(
+    {"local_response_norm", "softsign", "threshold", "lp_pool1d", "lp_pool2d", "lp_pool3d"}
+)
 # Autograd refuses to write in place to one of several views; to a single view it can be written.
 _SEVERAL_VIEWS = frozenset(
     {"chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "unbind"}
@@ -67,6 +73,7 @@ class RectifiedBackward(TorchFunctionMode):
         lrn: "pass" hands the signal through local response normalisation unchanged (Zeiler &
             Fergus 2014 pass contrast normalisation through); "gradient" takes the derivative.
         where: Says which module is running, for messages.
+        hooks: Whether hooks that the model puts on its activations are called with the signal.
 
     Raises:
         ValueError: ``gates`` or ``lrn`` is none of the above.
@@ -78,13 +85,14 @@ class RectifiedBackward(TorchFunctionMode):
         gates: str = "constant",
         lrn: str = "pass",
         where: Callable[[], str] = lambda: "the model",
+        hooks: bool = True,
     ) -> None:
         super().__init__()
         if gates not in ("constant", "gradient"):
             raise ValueError(f"gates={gates!r}; expected 'constant' or 'gradient'")
         if lrn not in ("pass", "gradient"):
             raise ValueError(f"lrn={lrn!r}; expected 'pass' or 'gradient'")
-        self.gates, self.lrn, self.where = gates, lrn, where
+        self.gates, self.lrn, self.where, self.hooks = gates, lrn, where, hooks
         self.saved = SavedValues()
         self.before_write: Callable[[Tensor], None] = lambda tensor: None
         self._depends: dict[Any, bool] = {}
@@ -100,6 +108,8 @@ class RectifiedBackward(TorchFunctionMode):
 
     def depends(self, tensor: Any) -> bool:
         """Whether a tensor was computed from the watched ones, and not detached from them."""
+        while isinstance(tensor, Tensor) and is_functorch_wrapped_tensor(tensor):
+            tensor = get_unwrapped(tensor)
         if not isinstance(tensor, Tensor) or not tensor.requires_grad or tensor.is_leaf:
             return False
         return self.node_depends(tensor.grad_fn)
@@ -139,6 +149,10 @@ class RectifiedBackward(TorchFunctionMode):
             return None  # a no_grad block in the model is seen through
         call = Call(func, args, kwargs or {})
         followed = any(self.depends(tensor) for tensor in call.tensors)
+        if followed:
+            self._refuse_unseen(call)
+            if func is Tensor.register_hook and not self.hooks:
+                return RemovableHandle(OrderedDict())
         for tensor in call.written:
             self.saved.before_write(tensor)
             self.before_write(tensor)
@@ -170,6 +184,19 @@ class RectifiedBackward(TorchFunctionMode):
             self._detached[memory(source)] = weakref.ref(source)
         elif call.name != "dropout" or not call.argument(2, "training", True):
             self._gates.follow(call.name, source, version, results)
+
+    def _refuse_unseen(self, call: Call) -> None:
+        """Refuses what takes an activation to where no function mode sees what becomes of it."""
+        if call.func in UNSEEN:
+            raise UnsupportedOp(
+                f"{call.name} in {self.where()} takes an activation out of PyTorch, where the signal "
+                f"cannot follow; give it a detached copy (y.detach().clone()) if it is not meant to"
+            )
+        if any(is_functorch_wrapped_tensor(tensor) for tensor in call.tensors):
+            raise UnsupportedOp(
+                f"{call.name} in {self.where()} runs under torch.vmap or another transform of "
+                f"torch.func, where rectifiers and gates cannot be told; write it without"
+            )
 
     def _refuse_hidden_write(self, call: Call) -> None:
         """Refuses to write to an activation through a detached alias of it, unseen by autograd."""
@@ -235,13 +262,13 @@ class RectifiedBackward(TorchFunctionMode):
             return first if self.depends(first) else None
         if call.name in _BOUNDS:
             bounds = [call.argument(*bound) for bound in _BOUNDS[call.name]]
-            return first if self.depends(first) and all(map(is_zero, bounds)) else None
+            return first if self.depends(first) and all(map(self._is_bound, bounds)) else None
         if call.name in _MAXIMA:
             second = call.argument(1, "other")
             for tensor, bound in ((first, second), (second, first)):
-                if self.depends(tensor) and isinstance(bound, Tensor) and is_zero(bound):
+                if self.depends(tensor) and isinstance(bound, Tensor) and self._is_bound(bound):
                     return tensor
-        by_hand = self._masks.rectified(call)
+        by_hand = self._masks.rectified(call, self.depends)
         if by_hand is not None and self.depends(by_hand):
             return by_hand
         if call.name in ("mul", "multiply"):
@@ -249,6 +276,10 @@ class RectifiedBackward(TorchFunctionMode):
             if self.depends(first) and self.depends(second):
                 return self._gates.gated_by_itself(first, second)
         return None
+
+    def _is_bound(self, value: Any) -> bool:
+        """Whether a bound is 0, and not only because an activation is 0 for these images."""
+        return not self.depends(value) and is_zero(value)
 
     def _constants(self, call: Call) -> dict[Place, Tensor]:
         """Arguments that act as gates whatever they are: attention weights, sampling positions."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from weakref import WeakSet
@@ -71,6 +71,20 @@ def state_kept(model: nn.Module | None, saved: SavedValues) -> Iterator[Callable
                 owner.copy_(value)
         for module, buffers in registered:
             module._buffers.update(buffers)
+
+
+@contextmanager
+def backward_hooks_off(model: nn.Module | None) -> Iterator[None]:
+    """The users' backward hooks wait for gradients: they neither see nor change a signal."""
+    modules = list(model.modules()) if model is not None else []
+    kept = [(module, module._backward_hooks, module._backward_pre_hooks) for module in modules]
+    for module in modules:
+        module._backward_hooks, module._backward_pre_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for module, hooks, pre_hooks in kept:
+            module._backward_hooks, module._backward_pre_hooks = hooks, pre_hooks
 
 
 def memory(tensor: Tensor) -> int:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_deconv.engine.autograd import record_autograd, rounds
+from lit_deconv.engine.autograd import record_autograd
 from lit_deconv.engine.errors import LayerError
+from lit_deconv.engine.mixing import rounds
 
 from .explicit import Net, images, recorded, rect, reference
 

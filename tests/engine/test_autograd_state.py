@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -214,3 +215,105 @@ def test_units_of_a_model_that_mixes_its_images_are_walked_one_at_a_time() -> No
     together = net.reconstruct(images, units)
     alone = torch.cat([net.reconstruct(images, unit[None]) for unit in units])
     torch.testing.assert_close(together, alone)
+
+
+def _next_image(y: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(y[:1]), y[:-1]])
+
+
+@pytest.mark.parametrize(
+    "mixing",
+    [
+        lambda y: F.relu(y) + _next_image(y),  # the first image's units see no other image
+        lambda y: F.relu(y) + _next_image(_next_image(y)),
+        lambda y: (
+            y - F.relu(y.mean(0, keepdim=True))
+        ),  # what a seed of ones sends is rectified away
+        lambda y: y + torch.cat([y[:2], F.relu(y[3:]), F.relu(y[2:3])]),
+    ],
+    ids=["next", "next but one", "rectified", "last two swapped"],
+)
+def test_units_of_images_that_see_one_another_in_any_way_are_apart(mixing: Body) -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(mixing(self.first(x)))
+
+    torch.manual_seed(0)
+    net = Deconvnet(Mixing().double(), "last")
+    images = torch.randn(4, 3, 7, 7, dtype=torch.float64)
+    units = torch.tensor([[i, c, 1 + c, i] for c in (0, 1) for i in range(4)])
+    together = net.reconstruct(images, units)
+    alone = torch.cat([net.reconstruct(images, unit[None]) for unit in units])
+    torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize(
+    ("moved", "refused"),
+    [
+        (lambda y: y.flip(0), [0, 2]),
+        (lambda y: y.roll(1, 0), [0, 1, 2]),
+        (lambda y: y[1:2], [0]),
+        (lambda y: y.repeat(2, 1, 1, 1), [3, 4, 5]),
+        (lambda y: y.repeat_interleave(2, 0), [1, 2, 3, 4, 5]),
+    ],
+    ids=["flipped", "rolled", "one of them", "repeated", "interleaved"],
+)
+def test_a_unit_of_a_sample_that_is_another_image_is_refused(
+    moved: Body, refused: list[int]
+) -> None:
+    class Moving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(moved(self.first(x)))
+
+    torch.manual_seed(0)
+    net = Deconvnet(Moving(), "last")
+    images = torch.randn(3, 3, 5, 5)
+    for sample in range(len(net.activations(images))):
+        unit = torch.tensor([[sample, 1, 1, 1]])
+        if sample in refused:
+            with pytest.raises(UnsupportedOp, match=f"sample {sample}"):
+                net.reconstruct(images, unit)
+        else:
+            assert net.reconstruct(images, unit).any()
+
+
+class Hooked(nn.Module):
+    """With every kind of backward hook, each of which would change the signal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if y.requires_grad:
+            y.register_hook(self._reversed)
+        return self.last(F.relu(y))
+
+    def _reversed(self, gradient: Tensor) -> Tensor:
+        self.seen.append(gradient)
+        return -gradient
+
+
+def test_backward_hooks_of_the_users_see_no_signal() -> None:
+    torch.manual_seed(0)
+    model, images = Hooked(), torch.randn(2, 3, 5, 5)
+    plain = Deconvnet(model, "last", path="rules").attribute(images)
+    model.first.register_full_backward_hook(lambda module, given, got: (-given[0],))
+    model.last.register_full_backward_pre_hook(lambda module, got: (-got[0],))
+    hooks = model.first._backward_hooks, model.last._backward_pre_hooks
+    for path in ("rules", "autograd"):
+        found = Deconvnet(model, "last", path=path).attribute(images)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, plain)
+    assert not model.seen
+    assert model.first._backward_hooks is hooks[0]
+    assert model.last._backward_pre_hooks is hooks[1]

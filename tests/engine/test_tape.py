@@ -180,6 +180,7 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
     "images-and-channels-swapped": (_swapped_images, rectify),
     "complex": (_of_the_spectrum, lambda y: torch.fft.fft2(rectify(y)).real),
     "complex-magnitude": (lambda y: torch.complex(y, 2 * y).abs(), lambda y: 5**0.5 * y.abs()),
+    "complex-product": (lambda y: (y * (1 + 2j)).abs(), lambda y: 5**0.5 * y.abs()),
     "images-joined": (_joined_images, lambda y: rectify(y) + rectify(2 * y)),
 }
 
@@ -410,3 +411,25 @@ def test_an_op_without_a_rule_off_the_way_is_no_hindrance() -> None:
     net = Deconvnet(model, "last")
     assert net.explain(x).path == "rules"
     assert_close(net.attribute(x), expected)
+
+
+def test_an_input_of_one_sample_for_all_images() -> None:
+    """Broadcast over the images, it gets the sum of their signals, which rules keep apart."""
+
+    class Template(Body):
+        def __init__(self) -> None:
+            super().__init__(nn.Identity())
+
+        def forward(self, x: Tensor, template: Tensor) -> Tensor:  # type: ignore[override]
+            return self.last(F.relu(self.first(x) + self.first(template)))
+
+    torch.manual_seed(4)
+    model = Template().double()
+    x, template = torch.randn(3, 3, 7, 6).double(), torch.randn(1, 3, 7, 6).double()
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, template)]
+    activation = model.last(rectify(model.first(leaves[0]) + model.first(leaves[1])))
+    expected = torch.autograd.grad(activation, leaves, activation.detach())
+    net = Deconvnet(model, "last")
+    assert net.explain((x, template)).path == "autograd"
+    for given, image in zip(net.attribute((x, template)), expected, strict=True):
+        assert_close(given, image)

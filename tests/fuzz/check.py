@@ -12,6 +12,7 @@ import torch
 from captum.attr import NeuronDeconvolution  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
+import lit_deconv
 from lit_deconv import Deconvnet
 from lit_deconv.engine.errors import DeconvError, LayerError, UnsupportedOp
 
@@ -140,6 +141,7 @@ def check_network(network: Network) -> Outcome:
         _check_several(outcome, network, model, images, taps, leaf)
     _check_calls(outcome, network, model, images, taps, leaf)
     _check_captum(outcome, network, model, images, whole)
+    _check_drop_in(outcome, network, model, images, whole)
     _check_untouched(outcome, network, model, images, state)
     return outcome
 
@@ -297,6 +299,28 @@ def _check_captum(
         finally:
             model.train(network.train_mode)
     outcome.compare("captum", given, whole)
+
+
+def _check_drop_in(
+    outcome: Outcome, network: Network, model: nn.Module, images: Tensor, whole: Tensor
+) -> None:
+    """Our class in Captum's place, which keeps the gradient of gates and of contrast normalisation."""
+    kept = (
+        "unchanged(",
+        *(f"{name}(" for name in reference.CONSTANT if network.gates == "constant"),
+    )
+    if any(name in network.reference for name in kept):
+        return
+    drop_in = lit_deconv.NeuronDeconvolution(model.eval(), model.get_submodule(network.layer))
+    try:
+        given = drop_in.attribute(images.clone(), _half_of_squares)
+    except Exception as error:
+        if network.trainable:
+            outcome.failures.append(f"drop-in: {type(error).__name__}: {error}")
+        return
+    finally:
+        model.train(network.train_mode)
+    outcome.compare("drop-in", given, whole)
 
 
 def _half_of_squares(layer: Tensor) -> Tensor:

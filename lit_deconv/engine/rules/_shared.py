@@ -12,6 +12,39 @@ from lit_deconv.engine.errors import refusal
 from lit_deconv.engine.signal import Signal
 from lit_deconv.engine.tape import Op, Value
 
+# Ops that move or repeat values and change none.
+VIEWS = {
+    "view", "reshape", "_unsafe_view", "_reshape_alias", "expand", "repeat", "unsqueeze", "squeeze",
+    "permute", "transpose", "slice", "select", "split", "split_with_sizes", "chunk", "unbind", "clone",
+    "alias", "detach", "_to_copy", "contiguous", "flatten", "narrow", "unflatten",
+}  # fmt: skip
+
+
+def same_map(one: Any, other: Any) -> bool:
+    """Whether two values are one, or taken from one in the same way, as equal slices are."""
+    one, other = _undetached(one), _undetached(other)
+    if not (isinstance(one, Value) and isinstance(other, Value)):
+        return one is other or not (
+            isinstance(one, Tensor) or isinstance(other, Tensor) or one != other
+        )
+    if one is other:
+        return True
+    return (
+        one.op.name == other.op.name
+        and one.op.name in VIEWS
+        and one.op.outputs.index(one) == other.op.outputs.index(other)
+        and all(
+            same_map(argument, other.op.arguments.get(name))
+            for name, argument in one.op.arguments.items()
+        )
+    )
+
+
+def _undetached(value: Any) -> Any:
+    while isinstance(value, Value) and value.op.name in ("detach", "alias") and not value.op.fault:
+        value = value.op["self"]
+    return value
+
 
 def output(op: Op) -> Value:
     """The first value an op returned."""

@@ -10,23 +10,25 @@ from torch import Tensor
 
 from lit_deconv.engine.errors import AmbiguousProduct, refusal
 from lit_deconv.engine.registry import reverse_rule
-from lit_deconv.engine.rules._shared import constant_for, output, per_channel, unbroadcast
+from lit_deconv.engine.rules._shared import (
+    VIEWS,
+    constant_for,
+    output,
+    per_channel,
+    same_map,
+    unbroadcast,
+)
 from lit_deconv.engine.rules.rectifiers import BY_MASK, is_mask, is_sign_mask, rectified
 from lit_deconv.engine.signal import Signal
 from lit_deconv.engine.tape import Op, Options, Value
 
 GATE_MAKERS = {"sigmoid", "hardsigmoid", "softmax", "_softmax"}
-_VIEWS = {
-    "view", "reshape", "_unsafe_view", "_reshape_alias", "expand", "unsqueeze", "squeeze", "permute",
-    "transpose", "slice", "select", "split", "split_with_sizes", "chunk", "unbind", "clone", "alias",
-    "_to_copy", "contiguous", "flatten", "narrow", "unflatten",
-}  # fmt: skip
 
 
 def made_by(value: Value) -> Op:
     """The op that made a value, looking through views and copies."""
     op = value.op
-    while op.name in _VIEWS and isinstance(op.arguments.get("self"), Value):
+    while op.name in VIEWS and isinstance(op.arguments.get("self"), Value):
         op = op["self"].op
     return op
 
@@ -40,16 +42,18 @@ def is_gate(value: Value, product: torch.Size) -> bool:
     """
     if made_by(value).name in GATE_MAKERS:
         return True
-    spatial = product[2:]
-    return (
-        len(value.shape) == len(product)
-        and any(size > 1 for size in spatial)
-        and all(size == 1 for size in value.shape[2:])
-    )
+    if len(value.shape) != len(product) or all(size == 1 for size in product[2:]):
+        return False
+    op = value.op
+    while op.name in VIEWS - {"repeat"} and isinstance(op.arguments.get("self"), Value):
+        if op.name == "expand" and len(op["self"].shape) == len(product):
+            value = op["self"]
+        op = op["self"].op
+    return all(size == 1 for size in value.shape[2:])
 
 
 def _is_silu(gate: Value, other: Value) -> bool:
-    return gate.op.name == "sigmoid" and gate.op["self"] is other
+    return gate.op.name == "sigmoid" and same_map(gate.op["self"], other)
 
 
 def _is_activation(argument: Any) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_deconv.engine.errors import refusal
 from lit_deconv.engine.registry import reverse_rule
-from lit_deconv.engine.rules._shared import constant_for, unbroadcast
+from lit_deconv.engine.rules._shared import constant_for, same_map, unbroadcast
 from lit_deconv.engine.signal import Signal
 from lit_deconv.engine.tape import Op, Options, Value
 
@@ -53,6 +53,8 @@ def _keep_passed(op: Op, tensors: Mapping[str, Any], result: Any, options: Optio
     if op.name == "threshold":
         return x > op["threshold"]
     low, high = _bounds(op)
+    if isinstance(low, Value) or isinstance(high, Value):
+        raise refusal(op, "has a bound that depends on the input")
     passed = torch.ones_like(x, dtype=torch.bool)
     strict = op.name == "hardtanh"  # PyTorch's own convention at the bounds
     if low is not None:
@@ -109,7 +111,7 @@ def is_sign_mask(mask: Any, x: Any, positive: bool) -> bool:
         return False
     op, negated = _compared(mask)
     sign = _SIGNS.get(op.name)
-    if sign is None or op["self"] is not x or not _is_zero(op["other"]):
+    if sign is None or not same_map(op["self"], x) or not _is_zero(op["other"]):
         return False
     return sign == (positive != negated)
 
