@@ -304,15 +304,19 @@ class Hooked(nn.Module):
         return -gradient
 
 
+def _negative(signals: Any) -> Any:
+    return tuple(-signal for signal in signals)
+
+
 def test_backward_hooks_of_the_users_see_no_signal() -> None:
     torch.manual_seed(0)
     model, images = Hooked(), torch.randn(2, 3, 5, 5)
     plain = Deconvnet(model, "last", path="rules").attribute(images)
-    model.first.register_full_backward_hook(lambda module, given, got: (-given[0],))
-    model.last.register_full_backward_pre_hook(lambda module, got: (-got[0],))
+    model.first.register_full_backward_hook(lambda module, given, got: _negative(given))
+    model.last.register_full_backward_pre_hook(lambda module, got: _negative(got))
     hooks = model.first._backward_hooks, model.last._backward_pre_hooks
     for path in ("rules", "autograd"):
-        found = Deconvnet(model, "last", path=path).attribute(images)  # type: ignore[arg-type]
+        found = Deconvnet(model, "last", path=path).attribute(images)
         torch.testing.assert_close(found, plain)
     assert not model.seen
     assert model.first._backward_hooks is hooks[0]
