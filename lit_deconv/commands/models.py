@@ -66,18 +66,10 @@ def load(options: Namespace) -> Loaded:
     if (options.checkpoint is None) != (class_path is None):
         raise ValueError("--checkpoint FILE and --class my_project.Net belong together; give both")
     device = chosen_device(options.device)
-    if options.checkpoint is not None:
-        if options.weights or options.state_dict:
-            raise ValueError(
-                "--weights and --state-dict go with --model; a checkpoint holds its own"
-            )
-        model, name, note, presets = _from_checkpoint(options, class_path)
-    elif ":" in options.model:
-        if options.weights:
-            raise ValueError("--weights names torchvision's; give your own with --state-dict FILE")
-        model, name, note, presets = *_from_function(options), {}
-    else:
-        model, name, note, presets = _from_torchvision(options)
+    # random weights are the same each time, in each process and when a run goes on
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model, name, note, presets = _built(options, class_path)
     if options.state_dict is not None:
         state = _state_dict(options.state_dict, options.unsafe_load)
         load_state(model, state, options.state_dict)
@@ -182,6 +174,22 @@ def normalisation_of(source: object) -> dict[str, Any]:
     if all(isinstance(each, (tuple, list, float)) for each in (mean, std)):
         return {"mean": mean, "std": std}
     return {}
+
+
+def _built(
+    options: Namespace, class_path: str | None
+) -> tuple[nn.Module, str, str, dict[str, Any]]:
+    if options.checkpoint is not None and class_path is not None:
+        if options.weights or options.state_dict:
+            raise ValueError(
+                "--weights and --state-dict go with --model; a checkpoint holds its own"
+            )
+        return _from_checkpoint(options, class_path)
+    if ":" in options.model:
+        if options.weights:
+            raise ValueError("--weights names torchvision's; give your own with --state-dict FILE")
+        return *_from_function(options), {}
+    return _from_torchvision(options)
 
 
 def _from_checkpoint(
