@@ -16,6 +16,7 @@ from lit_deconv.version import __version__
 
 COMMANDS = {
     "attribute": "reconstruct what activates the layers of a model in pictures of yours",
+    "top": "find what activates each channel most in a whole data set, and reconstruct it",
     "layers": "list the layers of a model: shapes, receptive fields, what can be looked at",
     "demo": "train a small network on generated pictures and watch its layers in TensorBoard",
 }

@@ -189,7 +189,11 @@ def find_pictures(wanted: Sequence[str]) -> list[Path]:
 
 
 def view_of(
-    options: Namespace, presets: Mapping[str, Any], channels: int, paths: Sequence[Path]
+    options: Namespace,
+    presets: Mapping[str, Any],
+    channels: int,
+    paths: Sequence[Path],
+    any_channels: bool = False,
 ) -> View:
     """How pictures become inputs: as the options say, else the model's source, else the first picture.
 
@@ -198,11 +202,12 @@ def view_of(
         presets: What the model's source says.
         channels: What the model takes.
         paths: The pictures.
+        any_channels: Whether the model may take others than 1 or 3, as no pictures are read.
 
     Raises:
         ValueError: A size or a normalisation that cannot be.
     """
-    if channels not in (1, 3):
+    if channels not in (1, 3) and not any_channels:
         raise ValueError(
             f"the model takes {channels} input channels; pictures from files have 3 or 1: use the "
             "Python API for others"

@@ -183,9 +183,12 @@ class Collector:
             )
 
     def states(self) -> dict[str, dict[str, Tensor]]:
-        """What was counted so far, by layer: numbers alone, no patches, on the CPU."""
+        """What was counted so far, by layer: numbers alone, no patches.
+
+        These are no copies, and stay as they are: what is counted later goes into new tensors.
+        """
         return {
-            name: {state: getattr(metric, state).cpu().clone() for state in metric._reductions}
+            name: {state: getattr(metric, state) for state in REDUCTIONS}
             for name, metric in self.metrics.items()
         }
 
