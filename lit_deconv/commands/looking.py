@@ -68,6 +68,8 @@ class Looking(LightningModule):
         """Why images could not be read, of all processes."""
         self.images = 0
         """How many could, of all processes."""
+        self.seconds: dict[str, float] = {}
+        """By stage of this run; what was stopped before is not in it."""
 
     def setup(self, stage: str) -> None:
         """Gathers what stopped runs left."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,21 +167,23 @@ class _Found:
 class _Names(Sequence[str]):
     """The files of an ImageFolder, else the numbers, without a list of a million strings."""
 
-    samples: Sequence[Any] | None
-    count: int
+    samples: Sequence[Any]
+    length: int
 
     def __getitem__(self, number: Any) -> Any:
-        return f"image {number}" if self.samples is None else str(self.samples[number][0])
+        return str(self.samples[number][0]) if self.samples else f"image {number}"
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
 
-def _names(dataset: object, count: int) -> Sequence[str]:
+def _names(dataset: object, length: int) -> Sequence[str]:
     samples = getattr(dataset, "samples", None)
-    is_list = isinstance(samples, Sequence) and len(samples) == count
-    named = is_list and isinstance(samples[0], tuple) and isinstance(samples[0][0], (str, Path))
-    return _Names(samples if named else None, count)
+    if isinstance(samples, Sequence) and len(samples) == length:
+        first = samples[0]
+        if isinstance(first, tuple) and isinstance(first[0], (str, Path)):
+            return _Names(samples, length)
+    return _Names((), length)
 
 
 def _stacked(items: Sequence[Any]) -> Tensor:
@@ -190,7 +192,3 @@ def _stacked(items: Sequence[Any]) -> Tensor:
 
 def _as_it_is(values: Tensor) -> Tensor:
     return values
-
-
-Unreadable = Mapping[int, str]
-"""Why images could not be read, by number."""

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ from lit_deconv.commands.report import write_report
 from lit_deconv.commands.results import INDEX, LOG, prepared_folder
 from lit_deconv.commands.seeds import channels_of
 from lit_deconv.commands.top_pages import Pages, Place, places
-from lit_deconv.commands.unfinished import FOLDER, Unfinished, fingerprint, hashed_names
+from lit_deconv.commands.unfinished import Unfinished, fingerprint, hashed_names
 from lit_deconv.commands.winners import Winners
 from lit_deconv.engine.units import Layout
 from lit_deconv.render import Look
@@ -105,11 +106,12 @@ def top(options: Namespace) -> dict[str, Any] | None:
     unfinished = Unfinished(folder, len(plan.source.names))
     if is_first:
         _prepare(options, plan, unfinished)
-    found = _look(options, plan, trainer, unfinished)
-    assert found.top is not None
-    if not found.images:
+    start = time.perf_counter()
+    looking = _look(options, plan, trainer, unfinished)
+    looking.seconds["looking"] = time.perf_counter() - start
+    if not looking.images:
         raise ValueError("none of the images could be read; see the reasons above")
-    index = _draw(options, plan, trainer, unfinished, found, folder)
+    index = _draw(options, plan, trainer, unfinished, looking, folder)
     return index if is_first else None
 
 
@@ -143,7 +145,12 @@ def _planned(options: Namespace) -> Plan:
         source = of_loader(loader, view, f"{options.datamodule} ({options.split})")
     example = _example(source)
     image = source.images(example)
-    source = replace(source, view=replace(source.view, size=tuple(image.shape[2:])))
+    if image.ndim != 4:
+        raise ValueError(
+            f"{source.about} gives {list(image.shape[1:])} for one image, expected [C, H, W]"
+        )
+    height, width = image.shape[2:]
+    source = replace(source, view=replace(source.view, size=(height, width)))
     with fitting(loaded.name, image.shape):
         net = Deconvnet(loaded.model, chosen_layers(loaded.model, image, options.layers))
         layouts = net.layouts(image)
@@ -256,7 +263,9 @@ def _draw(
     assert found.top is not None
     source, strategy, device = plan.source, trainer.strategy, trainer.strategy.root_device
     share = slice(trainer.global_rank, None, trainer.world_size)
+    start = time.perf_counter()
     read = _winners(options, source, trainer, unfinished, found.top, plan.example)
+    found.seconds["reading the winners"] = time.perf_counter() - start
     look = Look(source.view.mean, source.view.std)
     finished = unfinished.folder / "pages"
     finished.mkdir(exist_ok=True)
@@ -264,6 +273,7 @@ def _draw(
         folder, finished, source.names, look, plan.note, options.raw, options.top_k, options.report
     )
     every = places(plan.channels)
+    start = time.perf_counter()
     plan.loaded.model.to(device)
     mine = every[share]
     left = [place for place in mine if not pages.is_finished(place)]
@@ -285,6 +295,7 @@ def _draw(
         )
         raise
     strategy.barrier()
+    found.seconds["drawing"] = time.perf_counter() - start
     index = _index(options, plan, found, pages, every)
     if trainer.global_rank == 0:
         pages.log(every)
@@ -359,6 +370,7 @@ def _index(
         "layers": layers,
         "figures": [{"layer": p.layer, "file": f"{p.tag}.png"} for p in every],
         "log": LOG,
+        "seconds": found.seconds,
         "complete": True,
     }
 

@@ -127,7 +127,9 @@ def fingerprint(model: nn.Module) -> str:
     for name, value in model.state_dict().items():
         found.update(name.encode())
         if isinstance(value, Tensor):
-            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            found.update(
+                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
     return found.hexdigest()[:16]
 
 
