@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,6 +90,7 @@ class Pages:
             read: Reads the images that have them.
             device: Where the model is.
         """
+        start = time.perf_counter()
         found = page(net, place.layer, top, place.number, read, device)
         units = unit_rows(found, self.names)
         (self.folder / place.tag).parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +102,12 @@ class Pages:
         cards = []
         if self.report:
             cards = [asdict(channel_card(place.layer, s, units, self.look)) for s in strongest]
-        about = {"units": len(units), "doubtful": int(found.doubtful.sum()), "cards": cards}
+        about = {
+            "units": len(units),
+            "doubtful": int(found.doubtful.sum()),
+            "cards": cards,
+            "seconds": time.perf_counter() - start,
+        }
         mark = self._mark(place)
         beside = mark.with_suffix(".part")
         beside.write_text(json.dumps(about), encoding="utf-8")

@@ -267,6 +267,7 @@ def _draw(
     read = _winners(options, source, trainer, unfinished, found.top, plan.example)
     found.seconds["reading the winners"] = time.perf_counter() - start
     look = Look(source.view.mean, source.view.std)
+    (unfinished.folder / "seconds.json").write_text(json.dumps(found.seconds))
     finished = unfinished.folder / "pages"
     finished.mkdir(exist_ok=True)
     pages = Pages(
@@ -275,7 +276,8 @@ def _draw(
     every = places(plan.channels)
     start = time.perf_counter()
     plan.loaded.model.to(device)
-    mine = every[share]
+    # a page of each layer, then the next of each: a run that is stopped has something of them all
+    mine = sorted(every, key=lambda place: place.number)[share]
     left = [place for place in mine if not pages.is_finished(place)]
     nets = {name: Deconvnet(plan.loaded.model, [name]) for name in plan.layouts}
     try:
