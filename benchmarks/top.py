@@ -35,7 +35,7 @@ from lit_deconv.commands.results import folder_of
 from lit_deconv.commands.strongest import page_count
 from lit_deconv.layers import resolve
 
-LAYERS = "*conv?,*downsample.0"
+LAYERS = "**.conv?,**.downsample.0"
 """Every convolution: 53 layers, 26,560 channels."""
 IMAGENET = 1_300_000
 

@@ -20,7 +20,7 @@ from lit_deconv.commands.options import (
 
 EPILOG = f"""
 Examples: `lit-deconv top photos/ --model resnet18 --weights DEFAULT --report`;
-`lit-deconv top photos/ --model resnet50 --layers '*conv?,*downsample.0' --channels all --raw none`;
+`lit-deconv top photos/ --model resnet50 --layers '**.conv?,**.downsample.0' --channels all --raw none`;
 `lit-deconv top --datamodule my_project.Data --checkpoint last.ckpt --class my_project.Net --devices 4`.
 The data are passed over once, whatever is asked for; the images that win are read once more.
 What it takes of memory and disk is said first (--estimate says no more than that).
