@@ -242,10 +242,15 @@ def _from_function(options: Namespace) -> tuple[nn.Module, str, str]:
     function = imported(options.model, ":", "--model")
     if not callable(function):
         raise ValueError(f"--model {options.model!r} is no function that returns an nn.Module")
-    model = function(**options.model_args)
+    try:
+        model = function(**options.model_args)
+    except TypeError as error:
+        raise ValueError(
+            f"cannot build {options.model}: {error}; its arguments go into --model-args"
+        ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"--model {options.model!r} returned a {type(model).__name__}, expected an nn.Module"
+            f"--model {options.model!r} returned {type(model).__name__}, expected an nn.Module"
         )
     return model, options.model, ""
 

@@ -96,7 +96,7 @@ def of_loader(loader: object, view: View, name: str) -> Source:
     dataset = getattr(loader, "dataset", None)
     if not isinstance(loader, DataLoader) or isinstance(dataset, IterableDataset):
         raise ValueError(
-            f"{name} gives a {type(dataset or loader).__name__}, whose images cannot be read by number; "
+            f"{name} gives {type(dataset or loader).__name__}, whose images cannot be read by number; "
             "give a DataLoader over a map-style data set, or use DeconvCallback in Trainer.validate"
         )
     count = len(dataset)  # type: ignore[arg-type]

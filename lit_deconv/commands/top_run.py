@@ -151,10 +151,11 @@ def _planned(options: Namespace) -> Plan:
         )
     height, width = image.shape[2:]
     source = replace(source, view=replace(source.view, size=(height, width)))
-    with fitting(loaded.name, image.shape):
-        net = Deconvnet(loaded.model, chosen_layers(loaded.model, image, options.layers))
-        layouts = net.layouts(image)
-        about = described(net, layouts, image)
+    blank = torch.zeros_like(image)
+    with fitting(loaded.name, blank.shape):
+        net = Deconvnet(loaded.model, chosen_layers(loaded.model, blank, options.layers))
+        layouts = net.layouts(blank)
+        about = described(net, layouts, blank)
     for name, layout in layouts.items():
         if len(layout.map_size) != 2:
             raise ValueError(f"layer {name!r} gives no feature maps [C, H, W]; choose another")

@@ -22,7 +22,9 @@ print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))
 """
 
 
-@pytest.mark.parametrize("words", [["attribute", "--help"], ["top", "--help"], ["layers", "--help"], ["--help"]])
+@pytest.mark.parametrize(
+    "words", [["attribute", "--help"], ["top", "--help"], ["layers", "--help"], ["--help"]]
+)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CODE, json.dumps(words)],
@@ -61,7 +63,9 @@ def test_bash_completes_subcommands_and_options() -> None:
         echo "${COMPREPLY[@]}"
     done
     """
-    done = subprocess.run(["bash", "-c", script + asked], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", script + asked], check=True, capture_output=True, text=True
+    )
     assert done.stdout.splitlines() == ["top test", "--datamodule --datamodule-args", "--seed"]
 
 
