@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lit_deconv import Deconvnet
 from lit_deconv.cli import main
-from lit_deconv.commands import looking, strongest, top_pages, top_run
+from lit_deconv.commands import looking, strongest, top_pages, top_plan
 from lit_deconv.commands.models import imported
 from lit_deconv.commands.pictures import View
 
@@ -378,6 +378,6 @@ def test_one_line_and_exit_code_2(
 def test_a_report_too_large_for_a_browser_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(top_run, "REPORT_CHANNELS", 13)
+    monkeypatch.setattr(top_plan, "REPORT_CHANNELS", 13)
     assert main(["top", *DATA, *WANTED, "--report"]) == 2
     assert "14 channels is too large for a browser" in capsys.readouterr().err
