@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Action
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -36,6 +37,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "images",
         type=str,
         nargs="*",
+        action=_Given,
+        default=[],
         help="pictures: files, folders (everything below) and globs; none: the data module's",
     )
     add_model_arguments(parser)
@@ -76,6 +79,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--estimate", action="store_true", help="say what it takes of memory and disk, then end"
     )
     add_general_arguments(parser)
+
+
+class _Given(Action):
+    """Keeps what a config file says where the command line says nothing."""
+
+    def __call__(
+        self, parser: object, namespace: object, values: object, option: str | None = None
+    ) -> None:
+        if values:
+            setattr(namespace, self.dest, values)
 
 
 def run(options: Namespace) -> None:

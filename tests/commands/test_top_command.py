@@ -381,3 +381,16 @@ def test_a_report_too_large_for_a_browser_is_refused(
     monkeypatch.setattr(top_plan, "REPORT_CHANNELS", 13)
     assert main(["top", *DATA, *WANTED, "--report"]) == 2
     assert "14 channels is too large for a browser" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("folder")
+def test_options_come_from_yaml_too(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run.yaml").write_text(
+        "model: my_nets:build\nlayers: '5'\nimages: [pictures]\nraw: none\n"
+    )
+    with pytest.raises(SystemExit, match="0"):
+        main(["top", "--config", "run.yaml", "--print_config"])
+    assert "images:\n- pictures\n" in capsys.readouterr().out
+    assert list(top("--config", "run.yaml")["layers"]) == ["5"]
+    assert main(["top", "--config", "run.yaml", "nowhere.png"]) == 2
+    assert "no file or folder nowhere.png" in capsys.readouterr().err
