@@ -18,12 +18,10 @@ def test_the_figure_goes_where_the_user_looks(
 ) -> None:
     cell: list[Image.Image] = []
     viewer: list[Image.Image] = []
-    shell = SimpleNamespace(
-        get_ipython=lambda: object() if in_a_notebook else None,
-        display=SimpleNamespace(display=cell.append),
-    )
+    shell = SimpleNamespace(get_ipython=lambda: object() if in_a_notebook else None)
     monkeypatch.setitem(sys.modules, "IPython", shell)
-    monkeypatch.setattr(Image.Image, "show", viewer.append)
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=cell.append))
+    monkeypatch.setattr(Image.Image, "show", lambda picture: viewer.append(picture))
     show(torch.full((3, 4, 5), 7, dtype=torch.uint8))
     (shown,) = cell + viewer
     assert bool(cell) == in_a_notebook

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 from torch import Tensor
 
@@ -18,6 +19,6 @@ def show(figure: Tensor) -> None:
     picture = to_pil(figure)
     shell = sys.modules.get("IPython")  # loaded where a notebook runs
     if shell is not None and shell.get_ipython() is not None:
-        shell.display.display(picture)
+        import_module("IPython.display").display(picture)
     else:
         picture.show()
