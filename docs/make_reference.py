@@ -57,6 +57,7 @@ PUBLIC = {
             "side_by_side",
             "enhance",
             "photograph",
+            "show",
         ]
     },
     "Loggers": {"lit_deconv.sinks": ["sink", "Sink", "Picture"]},

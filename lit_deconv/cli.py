@@ -7,6 +7,8 @@ standard error; `--debug` shows the traceback instead.
 from __future__ import annotations
 
 import sys
+from argparse import Action
+from argparse import ArgumentParser as BaseParser
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -16,6 +18,7 @@ from lit_deconv.version import __version__
 
 COMMANDS = {
     "attribute": "reconstruct what activates the layers of a model in pictures of yours",
+    "top": "find what activates each channel most in a whole data set, and reconstruct it",
     "layers": "list the layers of a model: shapes, receptive fields, what can be looked at",
     "demo": "train a small network on generated pictures and watch its layers in TensorBoard",
 }
@@ -27,6 +30,9 @@ LIGHTNING_COMMANDS = {
     "test": "one test epoch of a LightningModule from YAML",
 }
 """Subcommands that Lightning's own command line parses and runs."""
+
+SHELLS = ("bash", "zsh", "tcsh")
+"""That completion is there for."""
 
 EPILOG = """
 Start with `lit-deconv demo`. Your own pictures, in a folder with train/CLASS and val/CLASS:
@@ -66,6 +72,12 @@ def build_parser() -> ArgumentParser:
     parser.prog = "lit-deconv"
     parser.add_argument("--version", action="version", version=f"lit-deconv {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    parser.add_argument(
+        "--print_completion",
+        action=_PrintCompletion,
+        choices=SHELLS,
+        help="print what makes a shell complete this command, to source or save; needs shtab",
+    )
     subcommands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, summary in COMMANDS.items():
         subparser = _parser(f"{summary[0].upper()}{summary[1:]}.")
@@ -74,6 +86,22 @@ def build_parser() -> ArgumentParser:
     for name, summary in LIGHTNING_COMMANDS.items():
         subcommands.add_subcommand(name, _parser(summary), help=summary)
     return parser
+
+
+class _PrintCompletion(Action):
+    """Prints the script that completes subcommands and options, then ends."""
+
+    def __call__(
+        self, parser: BaseParser, namespace: object, values: object, option: str | None = None
+    ) -> None:
+        try:
+            from shtab import complete
+        except ImportError as error:
+            raise ImportError(
+                f"{option} needs the package shtab: pip install 'lit-deconv[completion]'"
+            ) from error
+        print(complete(parser, str(values)))
+        parser.exit(0)
 
 
 def _run(words: list[str]) -> None:

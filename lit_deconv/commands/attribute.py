@@ -7,12 +7,13 @@ import sys
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
 
 from lit_deconv.commands.options import (
     EXIT_CODES,
     add_general_arguments,
+    add_layer_arguments,
     add_model_arguments,
+    add_output_arguments,
     add_picture_arguments,
 )
 
@@ -34,14 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="pictures: files, folders (everything below) and globs",
     )
     add_model_arguments(parser)
-    parser.add_argument(
-        "--layers",
-        type=str,
-        default="auto",
-        help="names and globs separated by commas (features.3,layer?.1; of a glob, those "
-        "with feature maps), or auto: the last activation "
-        "before each downsampling; `lit-deconv layers` lists them",
-    )
+    add_layer_arguments(parser)
     parser.add_argument(
         "--seed",
         type=str,
@@ -50,13 +44,6 @@ def add_arguments(parser: ArgumentParser) -> None:
         "pictures), or on every picture layer (the whole of it), C (feature map C), or C,Y,X (the "
         "unit of map C at row Y, column X)",
     )
-    parser.add_argument(
-        "--channels",
-        type=str,
-        default="16",
-        help="for strongest: how many, evenly spaced (16); which (3,7,12, or 3, for one alone); or all",
-    )
-    parser.add_argument("--top-k", type=PositiveInt, default=9, help="units of each channel")
     parser.add_argument(
         "--compare",
         type=str,
@@ -71,18 +58,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help='arguments for them, as JSON: \'{"IntegratedGradients": {"n_steps": 20}}\'',
     )
     add_picture_arguments(parser)
-    parser.add_argument(
-        "--batch-size", type=PositiveInt, default=16, help="pictures in one forward pass"
-    )
-    parser.add_argument(
-        "--output", type=str, default="attributions", help="folder for what comes out"
-    )
-    parser.add_argument(
-        "--report",
-        action="store_true",
-        help="write report.html too: one page with all figures, opens from disk",
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite what the folder holds")
+    add_output_arguments(parser, "attributions")
     add_general_arguments(parser)
 
 

@@ -8,7 +8,7 @@ import torch
 from jsonargparse import Namespace
 
 from lit_deconv.attr import Deconvnet
-from lit_deconv.commands.job import Job
+from lit_deconv.commands.job import Job, fitting
 from lit_deconv.commands.models import imported, load, normalisation_of, takes_channels
 from lit_deconv.commands.observing import chosen_layers
 from lit_deconv.commands.picture_figures import picture_figures
@@ -17,7 +17,6 @@ from lit_deconv.commands.report import write_report
 from lit_deconv.commands.results import Results, prepared_folder
 from lit_deconv.commands.seeds import Seed
 from lit_deconv.commands.strongest_figures import strongest_figures
-from lit_deconv.engine.errors import DeconvError
 
 
 def attribute(options: Namespace) -> Results:
@@ -42,28 +41,15 @@ def attribute(options: Namespace) -> Results:
     pictures = Pictures(paths, view)
     note = " ".join(filter(None, [f"Model: {loaded.name}.", loaded.note, view.note]))
     blank = torch.zeros(1, view.channels, *view.size, device=loaded.device)
-    try:
+    with fitting(loaded.name, blank.shape):
         net = Deconvnet(loaded.model, chosen_layers(loaded.model, blank, options.layers))
         job = Job(options, net, loaded.device, pictures, seed, methods, blank, note)
-    except (RuntimeError, TypeError) as error:
-        if isinstance(error, DeconvError):
-            raise
-        raise ValueError(
-            f"{loaded.name} cannot take a picture of {list(blank.shape)} ({error}); --size sets its "
-            "size, and a model that takes more than images needs a function that wraps it"
-        ) from error
     about = {
         "model": loaded.name,
         "note": note,
         "seed": options.seed,
         "compare": methods,
-        "input": {
-            "size": list(view.size),
-            "resize": view.resize,
-            "mean": list(view.mean),
-            "std": list(view.std),
-            "channels": view.channels,
-        },
+        "input": view.described(),
         "device": str(loaded.device),
         "pictures": [str(path) for path in paths],
         "skipped": pictures.skipped,

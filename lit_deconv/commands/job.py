@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,8 @@ from lit_deconv.commands.pictures import Pictures
 from lit_deconv.commands.report import Card, panels
 from lit_deconv.commands.results import Results
 from lit_deconv.commands.seeds import Seed, Shown, channels_of
+from lit_deconv.engine.errors import DeconvError
+from lit_deconv.engine.units import Layout
 from lit_deconv.render import Heading, Look, Panel, Row, side_by_side
 
 ROWS_A_FIGURE = 8
@@ -61,17 +64,7 @@ class Job:
             name: channels_of(options.channels, name, layout)
             for name, layout in self.layouts.items()
         }
-        explained = net.explain(blank)
-        self._about = {
-            name: {
-                "channels": layout.channels,
-                "map": list(layout.map_size),
-                "field": list(layout.field.size),
-                "path": explained[name].path,
-                "captum_faults": list(explained[name].captum_faults),
-            }
-            for name, layout in self.layouts.items()
-        }
+        self._about = described(net, self.layouts, blank)
 
     def beside(self, results: Results, net: Deconvnet, name: str, shown: Shown) -> None:
         """Figures of rows: the picture, ours, Captum's."""
@@ -124,6 +117,47 @@ class Job:
         results.index["layers"][name] = self._about[name]
         self.finished.append(name)
         results.save()
+
+
+def described(
+    net: Deconvnet, layouts: Mapping[str, Layout], blank: Tensor
+) -> dict[str, dict[str, Any]]:
+    """What the index says of each layer.
+
+    Args:
+        net: The layers.
+        layouts: Of them.
+        blank: [1, C, H, W].
+    """
+    explained = net.explain(blank)
+    return {
+        name: {
+            "channels": layout.channels,
+            "map": list(layout.map_size),
+            "field": list(layout.field.size),
+            "path": explained[name].path,
+            "captum_faults": list(explained[name].captum_faults),
+        }
+        for name, layout in layouts.items()
+    }
+
+
+@contextmanager
+def fitting(model: str, shape: Sequence[int]) -> Iterator[None]:
+    """What a model raises of pictures that it cannot take, said to people.
+
+    Raises:
+        ValueError: It cannot take them.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        if isinstance(error, DeconvError):
+            raise
+        raise ValueError(
+            f"{model} cannot take a picture of {list(shape)} ({error}); --size sets its size, and a "
+            "model that takes more than images needs a function that wraps it"
+        ) from error
 
 
 def progress(**about: Any) -> Any:

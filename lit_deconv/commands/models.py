@@ -66,18 +66,10 @@ def load(options: Namespace) -> Loaded:
     if (options.checkpoint is None) != (class_path is None):
         raise ValueError("--checkpoint FILE and --class my_project.Net belong together; give both")
     device = chosen_device(options.device)
-    if options.checkpoint is not None:
-        if options.weights or options.state_dict:
-            raise ValueError(
-                "--weights and --state-dict go with --model; a checkpoint holds its own"
-            )
-        model, name, note, presets = _from_checkpoint(options, class_path)
-    elif ":" in options.model:
-        if options.weights:
-            raise ValueError("--weights names torchvision's; give your own with --state-dict FILE")
-        model, name, note, presets = *_from_function(options), {}
-    else:
-        model, name, note, presets = _from_torchvision(options)
+    # random weights are the same each time, in each process and when a run goes on
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model, name, note, presets = _built(options, class_path)
     if options.state_dict is not None:
         state = _state_dict(options.state_dict, options.unsafe_load)
         load_state(model, state, options.state_dict)
@@ -184,6 +176,22 @@ def normalisation_of(source: object) -> dict[str, Any]:
     return {}
 
 
+def _built(
+    options: Namespace, class_path: str | None
+) -> tuple[nn.Module, str, str, dict[str, Any]]:
+    if options.checkpoint is not None and class_path is not None:
+        if options.weights or options.state_dict:
+            raise ValueError(
+                "--weights and --state-dict go with --model; a checkpoint holds its own"
+            )
+        return _from_checkpoint(options, class_path)
+    if ":" in options.model:
+        if options.weights:
+            raise ValueError("--weights names torchvision's; give your own with --state-dict FILE")
+        return *_from_function(options), {}
+    return _from_torchvision(options)
+
+
 def _from_checkpoint(
     options: Namespace, class_path: str
 ) -> tuple[nn.Module, str, str, dict[str, Any]]:
@@ -234,10 +242,15 @@ def _from_function(options: Namespace) -> tuple[nn.Module, str, str]:
     function = imported(options.model, ":", "--model")
     if not callable(function):
         raise ValueError(f"--model {options.model!r} is no function that returns an nn.Module")
-    model = function(**options.model_args)
+    try:
+        model = function(**options.model_args)
+    except TypeError as error:
+        raise ValueError(
+            f"cannot build {options.model}: {error}; its arguments go into --model-args"
+        ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"--model {options.model!r} returned a {type(model).__name__}, expected an nn.Module"
+            f"--model {options.model!r} returned {type(model).__name__}, expected an nn.Module"
         )
     return model, options.model, ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse.typing import PositiveInt
 
 EXIT_CODES = "Exit codes: 0 done; 1 interrupted, what is finished stays; 2 wrong use or a failure."
 
@@ -78,6 +79,44 @@ def add_picture_arguments(parser: ArgumentParser) -> None:
             help=f"{what} each channel of pictures with values from 0 to 1, such as 0.5 or "
             "0.485,0.456,0.406; by default what the weights or the data module say",
         )
+
+
+def add_layer_arguments(parser: ArgumentParser) -> None:
+    """Add the options that say which layers, and how many channels and units of each."""
+    parser.add_argument(
+        "--layers",
+        type=str,
+        default="auto",
+        help="names and globs separated by commas (features.3,layer?.1; of a glob, those "
+        "with feature maps), or auto: the last activation "
+        "before each downsampling; `lit-deconv layers` lists them",
+    )
+    parser.add_argument(
+        "--channels",
+        type=str,
+        default="16",
+        help="of each layer: how many, evenly spaced (16); which (3,7,12, or 3, for one alone); or all",
+    )
+    parser.add_argument("--top-k", type=PositiveInt, default=9, help="units of each channel")
+
+
+def add_output_arguments(parser: ArgumentParser, output: str) -> None:
+    """Add the options that say what is written where.
+
+    Args:
+        parser: The subcommand's.
+        output: The folder unless the user names another.
+    """
+    parser.add_argument(
+        "--batch-size", type=PositiveInt, default=16, help="pictures in one forward pass"
+    )
+    parser.add_argument("--output", type=str, default=output, help="folder for what comes out")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write report.html too: one page with all figures, opens from disk",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite what the folder holds")
 
 
 def add_general_arguments(parser: ArgumentParser) -> None:

@@ -22,6 +22,9 @@ SUFFIXES = frozenset(
 )
 """What is taken for a picture in a folder; a file that is named itself may end as it likes."""
 
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What reading a broken picture raises."""
+
 KEPT_BYTES = 256 << 20
 """Pictures are kept in memory up to this; the rest is read from its files again."""
 
@@ -56,8 +59,23 @@ class View:
     interpolation: str = "bilinear"
     note: str = ""
 
+    def described(self) -> dict[str, Any]:
+        """What the index says of it."""
+        return {
+            "size": list(self.size),
+            "resize": self.resize,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "channels": self.channels,
+        }
+
     def tensor(self, picture: Image.Image) -> Tensor:
         """A picture as float32 [C, H, W], normalised."""
+        return self.normalised(self.pixels(picture)).contiguous()
+
+    def pixels(self, picture: Image.Image) -> Tensor:
+        """A picture as uint8 [C, H, W], turned as its camera was, and cut to size."""
+        picture = ImageOps.exif_transpose(picture)
         picture = picture.convert("L" if self.channels == 1 else "RGB")
         method = Image.Resampling[self.interpolation.upper()]
         height, width = self.size
@@ -66,9 +84,13 @@ class View:
         else:
             picture = _middle(_shorter_side(picture, self.resize, method), height, width)
         values = torch.from_numpy(np.array(picture)).reshape(height, width, self.channels)
-        values = values.permute(2, 0, 1).to(torch.float32) / 255
+        return values.permute(2, 0, 1)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Pixels uint8 [..., C, H, W] as the float32 that the model takes."""
         mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (self.mean, self.std))
-        return ((values - mean) / std).contiguous()
+        values = pixels.to(torch.float32) / 255
+        return (values - mean.to(pixels.device)) / std.to(pixels.device)
 
 
 @dataclass
@@ -109,8 +131,8 @@ class Pictures:
         path = self.paths[number]
         try:
             with Image.open(path) as picture:
-                tensor = self.view.tensor(ImageOps.exif_transpose(picture))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                tensor = self.view.tensor(picture)
+        except UNREADABLE as error:
             if str(path) not in self.skipped:
                 self.skipped[str(path)] = str(error)
                 print(f"skipped {path}: {error}", file=sys.stderr)
@@ -167,7 +189,11 @@ def find_pictures(wanted: Sequence[str]) -> list[Path]:
 
 
 def view_of(
-    options: Namespace, presets: Mapping[str, Any], channels: int, paths: Sequence[Path]
+    options: Namespace,
+    presets: Mapping[str, Any],
+    channels: int,
+    paths: Sequence[Path],
+    any_channels: bool = False,
 ) -> View:
     """How pictures become inputs: as the options say, else the model's source, else the first picture.
 
@@ -176,11 +202,12 @@ def view_of(
         presets: What the model's source says.
         channels: What the model takes.
         paths: The pictures.
+        any_channels: Whether the model may take others than 1 or 3, as no pictures are read.
 
     Raises:
         ValueError: A size or a normalisation that cannot be.
     """
-    if channels not in (1, 3):
+    if channels not in (1, 3) and not any_channels:
         raise ValueError(
             f"the model takes {channels} input channels; pictures from files have 3 or 1: use the "
             "Python API for others"
@@ -240,7 +267,7 @@ def _first_size(paths: Sequence[Path]) -> tuple[int, int]:
             with Image.open(path) as picture:
                 side = min(*ImageOps.exif_transpose(picture).size, LARGEST_UNASKED)
                 return side, side
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except UNREADABLE:
             continue  # named when it is read
     return LARGEST_UNASKED, LARGEST_UNASKED
 

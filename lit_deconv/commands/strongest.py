@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from lit_deconv.attr import Deconvnet
-from lit_deconv.commands.pictures import Pictures
 from lit_deconv.engine.undisturbed import undisturbed
 from lit_deconv.engine.units import Layout
 from lit_deconv.render import Strongest, crop_boxes, shift_boxes, shift_patches
 from lit_deconv.top import Collector, LayerTop, TopActivations, reconstruct_top
 
 CHANNELS_A_PAGE = 16
+
+Reader = Callable[[Sequence[int]], Tensor]
+"""Reads pictures [M, C, H, W] by number."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,25 @@ def collect(
         ValueError: No picture could be read.
     """
     collector = Collector(layouts, k, channels, torch.float32, device)
-    waiting: set[str] = set()
+    seen = 0
+    for numbers, images in batches:
+        look(net, collector, numbers, images.to(device))
+        seen += len(numbers)
+    if not seen:
+        raise ValueError("none of the pictures could be read; see the reasons above")
+    return collector.compute()
+
+
+def look(net: Deconvnet, collector: Collector, numbers: Sequence[int], images: Tensor) -> None:
+    """Show images to a collector: one forward pass, ended behind the deepest layer.
+
+    Args:
+        net: The layers.
+        collector: Of these layers.
+        numbers: Of the images.
+        images: [N, C, H, W], where the model is.
+    """
+    waiting = set(net.layers)
 
     def seeing(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -98,27 +118,19 @@ def collect(
 
         return hook
 
-    seen = 0
     with ExitStack() as stack:
         stack.enter_context(undisturbed(net.model))
         stack.enter_context(torch.no_grad())
         for name, module in net.layers.items():
             stack.callback(module.register_forward_hook(seeing(name)).remove)
-        for numbers, images in batches:
-            images = images.to(device)
-            waiting = set(net.layers)
-            collector.begin(images, numbers)
-            with suppress(_SeenAllError):
-                net.model(images)
-            collector.end()
-            seen += len(numbers)
-    if not seen:
-        raise ValueError("none of the pictures could be read; see the reasons above")
-    return collector.compute()
+        collector.begin(images, numbers)
+        with suppress(_SeenAllError):
+            net.model(images)
+        collector.end()
 
 
 def pages(
-    net: Deconvnet, name: str, top: LayerTop, pictures: Pictures, device: torch.device
+    net: Deconvnet, name: str, top: LayerTop, pictures: Reader, device: torch.device
 ) -> Iterator[Page]:
     """Reconstruct the units of a layer, some channels at a time.
 
@@ -129,28 +141,48 @@ def pages(
         pictures: Reads pictures by number.
         device: Where the model is.
     """
+    for number in range(page_count(len(top.channels))):
+        yield page(net, name, top, number, pictures, device)
+
+
+def page_count(channels: int) -> int:
+    """How many pages so many channels make."""
+    return -(-channels // CHANNELS_A_PAGE)
+
+
+def page(
+    net: Deconvnet, name: str, top: LayerTop, number: int, pictures: Reader, device: torch.device
+) -> Page:
+    """Reconstruct the units of some channels of a layer.
+
+    Args:
+        net: The layer.
+        name: Its name.
+        top: Its strongest units.
+        number: Of the page, from 0.
+        pictures: Reads pictures by number.
+        device: Where the model is.
+    """
 
     def read(numbers: Sequence[int]) -> Tensor:
         return pictures(numbers).to(device)
 
-    for start in range(0, len(top.channels), CHANNELS_A_PAGE):
-        part = _channels(top, slice(start, start + CHANNELS_A_PAGE))
-        back = reconstruct_top(net, TopActivations({name: part}, read))[name]
-        rows = part.exists
-        channels = part.channels[:, None].expand_as(part.values)[rows]
-        units = torch.cat(
-            [part.identity[rows][:, None], channels[:, None], part.positions[rows]], 1
-        ).cpu()
-        chosen = part.channels.tolist()
-        yield Page(
-            units,
-            part.values[rows].cpu(),
-            back.images[rows].cpu(),
-            part.boxes[rows].cpu(),
-            pictures(units[:, 0].tolist()),
-            {channel: float(top.fires[channel]) for channel in chosen},
-            ~back.verified[rows].cpu(),
-        )
+    part = _channels(top, slice(number * CHANNELS_A_PAGE, (number + 1) * CHANNELS_A_PAGE))
+    back = reconstruct_top(net, TopActivations({name: part}, read))[name]
+    rows = part.exists
+    channels = part.channels[:, None].expand_as(part.values)[rows]
+    units = torch.cat(
+        [part.identity[rows][:, None], channels[:, None], part.positions[rows]], 1
+    ).cpu()
+    return Page(
+        units,
+        part.values[rows].cpu(),
+        back.images[rows].cpu(),
+        part.boxes[rows].cpu(),
+        pictures(units[:, 0].tolist()),
+        {channel: float(top.fires[channel]) for channel in part.channels.tolist()},
+        ~back.verified[rows].cpu(),
+    )
 
 
 def _channels(top: LayerTop, which: slice) -> LayerTop:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 
 from lit_deconv.attr import Deconvnet
@@ -10,7 +13,7 @@ from lit_deconv.commands.report import Card, Figure, embedded, pairs
 from lit_deconv.commands.results import Results
 from lit_deconv.commands.seeds import UNIT, Shown, inside
 from lit_deconv.commands.strongest import Page, collect, pages
-from lit_deconv.render import Heading, channel_grid, figure2, shift_patches
+from lit_deconv.render import Heading, Look, Strongest, channel_grid, figure2, shift_patches
 
 
 def strongest_figures(job: Job, results: Results) -> None:
@@ -29,9 +32,36 @@ def strongest_figures(job: Job, results: Results) -> None:
 
 
 def _page(job: Job, results: Results, net: Deconvnet, name: str, page: Page) -> None:
-    units = [
-        job.unit(picture, channel, position, activation, box)
-        | {"fires": page.fires[channel], "verified": not doubtful}
+    units = unit_rows(page, job.pictures.paths)
+    arrays = {"reconstructions": page.reconstructions, "boxes": page.boxes, "units": page.units}
+    results.raw(name, "strongest", arrays, units)
+    strongest = page.strongest()
+    draw = figure2 if job.options.top_k > 1 else channel_grid
+    heading = Heading(name, note=job.note)
+    results.figure(name, "strongest", lambda: draw(strongest, heading, job.look), job.note)
+    if job.options.report:
+        job.cards += [channel_card(name, each, units, job.look) for each in strongest]
+    if job.methods and len(page.units):
+        job.beside(results, net, name, _firsts(job, page))
+
+
+def unit_rows(page: Page, names: Sequence[object]) -> list[dict[str, Any]]:
+    """What the index says of each unit of a page.
+
+    Args:
+        page: The units.
+        names: Of the pictures, by number.
+    """
+    return [
+        {
+            "channel": channel,
+            "position": position,
+            "activation": activation,
+            "box": box,
+            "picture": str(names[picture]),
+            "fires": page.fires[channel],
+            "verified": not doubtful,
+        }
         for (picture, channel, *position), activation, box, doubtful in zip(
             page.units.tolist(),
             page.activations.tolist(),
@@ -40,26 +70,29 @@ def _page(job: Job, results: Results, net: Deconvnet, name: str, page: Page) -> 
             strict=True,
         )
     ]
-    arrays = {"reconstructions": page.reconstructions, "boxes": page.boxes, "units": page.units}
-    results.raw(name, "strongest", arrays, units)
-    strongest = page.strongest()
-    draw = figure2 if job.options.top_k > 1 else channel_grid
-    heading = Heading(name, note=job.note)
-    results.figure(name, "strongest", lambda: draw(strongest, heading, job.look), job.note)
-    if job.options.report:
-        for each in strongest:
-            shown = each.activations[0] if len(each.activations) else None
-            says = "no unit" if shown is None else f"largest activation {shown:.4g}"
-            if each.fires is not None:
-                says += f", fires on {each.fires:.0%} of the pictures"
-            of = [unit["picture"] for unit in units if unit["channel"] == each.channel]
-            source = embedded(pairs(each.patches, each.reconstructions, job.look))
-            title = f"{name}, channel {each.channel}"
-            alt = f"{title}: reconstructions, then the image patches under them"
-            figures, lines = [Figure(source, alt)], [says, each.note]
-            job.cards.append(Card(name, each.channel, shown, title, figures, lines, of))
-    if job.methods and len(page.units):
-        job.beside(results, net, name, _firsts(job, page))
+
+
+def channel_card(
+    layer: str, shown: Strongest, units: Sequence[Mapping[str, Any]], look: Look
+) -> Card:
+    """What the report shows of one channel.
+
+    Args:
+        layer: Name of the layer.
+        shown: The channel's strongest units.
+        units: From `unit_rows`, of the page that it is on.
+        look: How values become pixels.
+    """
+    largest = shown.activations[0] if len(shown.activations) else None
+    says = "no unit" if largest is None else f"largest activation {largest:.4g}"
+    if shown.fires is not None:
+        says += f", fires on {shown.fires:.0%} of the pictures"
+    of = [unit["picture"] for unit in units if unit["channel"] == shown.channel]
+    source = embedded(pairs(shown.patches, shown.reconstructions, look))
+    title = f"{layer}, channel {shown.channel}"
+    alt = f"{title}: reconstructions, then the image patches under them"
+    lines = [says, shown.note]
+    return Card(layer, shown.channel, largest, title, [Figure(source, alt)], lines, of)
 
 
 def _firsts(job: Job, page: Page) -> Shown:

@@ -4,6 +4,7 @@ from lit_deconv.render.comparison import Panel, Row, side_by_side
 from lit_deconv.render.evolution import Evolution, figure4, thin_epochs
 from lit_deconv.render.first_layer import filters
 from lit_deconv.render.heading import Heading
+from lit_deconv.render.notebook import show
 from lit_deconv.render.pixels import (
     Look,
     count_nonfinite,
@@ -34,6 +35,7 @@ __all__ = [
     "photograph",
     "shift_boxes",
     "shift_patches",
+    "show",
     "side_by_side",
     "thin_epochs",
     "to_pil",

@@ -20,8 +20,8 @@ from lit_deconv.top.memory import (
     estimate,
     total_bytes,
 )
-from lit_deconv.top.metric import Counted, TopUnits, settle
-from lit_deconv.top.ranking import HOLDER, IDENTITY, KEY, PLACE, SLOT, as_value
+from lit_deconv.top.metric import REDUCTIONS, Counted, TopUnits, settle
+from lit_deconv.top.ranking import HOLDER, IDENTITY, KEY, PLACE, SLOT, as_value, bar_of
 from lit_deconv.top.result import Images, LayerTop, TopActivations
 
 
@@ -188,6 +188,40 @@ class Collector:
                 {name: self._top(name, metric.compute()) for name, metric in self.metrics.items()},
                 images,
             )
+
+    def states(self) -> dict[str, dict[str, Tensor]]:
+        """What was counted so far, by layer: numbers alone, no patches.
+
+        These are no copies, and stay as they are: what is counted later goes into new tensors.
+        """
+        return {
+            name: {state: getattr(metric, state) for state in REDUCTIONS}
+            for name, metric in self.metrics.items()
+        }
+
+    @staticmethod
+    def merged(
+        states: Sequence[Mapping[str, Mapping[str, Tensor]]],
+    ) -> dict[str, dict[str, Tensor]]:
+        """One of several: what processes or passes counted of different images, see ``states``."""
+        return {
+            name: {
+                state: REDUCTIONS[state](torch.stack([each[name][state] for each in states]))
+                for state in layer
+            }
+            for name, layer in states[0].items()
+        }
+
+    def take_over(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Goes on from what was counted elsewhere, in place of what was counted here.
+
+        In a distributed run every process is to be given the same: ``compute`` then merges no more.
+        """
+        for name, metric in self.metrics.items():
+            for state, value in states[name].items():
+                setattr(metric, state, value.to(metric.device))
+            metric.sync_on_compute = metric._to_sync = False
+            metric.bar = bar_of(metric.units)
 
     def winners(self) -> Tensor:
         """Identities of all images of which this process keeps a unit; int64, waits for the device."""

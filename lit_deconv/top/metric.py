@@ -41,6 +41,16 @@ class Counted(NamedTuple):
     images: Tensor
 
 
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "units": merged,
+    "largest": lambda parts: parts.amax(0),
+    "fires": lambda parts: parts.sum(0),
+    "broken": lambda parts: parts.sum(0),
+    "images": lambda parts: parts.sum(0),
+}
+"""How the states of several processes or passes, stacked, become one."""
+
+
 class Seen(NamedTuple):
     """A batch as the ranking sees it.
 

@@ -12,7 +12,10 @@ from PIL import Image
 MODULE = """
 import torch
 from torch import nn
-from lightning.pytorch import LightningModule
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import ToTensor
+from lightning.pytorch import LightningDataModule, LightningModule
 
 
 def build(width=6, channels=3):
@@ -48,6 +51,52 @@ class Net(LightningModule):
 
     def forward(self, x):
         return self.net(x)
+
+
+class Numbers(Dataset):
+    # images that say when they are read
+
+    def __init__(self, count):
+        generator = torch.Generator().manual_seed(5)
+        self.images = torch.randn(count, 3, 20, 16, generator=generator)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, number):
+        with open("read", "a") as read:
+            print(number, file=read)
+        return {"image": self.images[number], "label": number % 4}
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.randn(4, 3, 20, 16))
+
+
+class Data(LightningDataModule):
+    mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+
+    def __init__(self, count=23):
+        super().__init__()
+        self.count = count
+
+    def setup(self, stage):
+        assert stage == "validate"
+        self.val = Numbers(self.count)
+
+    def val_dataloader(self):
+        return DataLoader(self.val, batch_size=3, shuffle=self.count > 0)
+
+
+class Streamed(LightningDataModule):
+    def val_dataloader(self):
+        return DataLoader(Stream(), batch_size=2)
+
+
+class Folder(LightningDataModule):
+    def val_dataloader(self):
+        return DataLoader(ImageFolder("classes", ToTensor()), batch_size=2)
 
 
 class Pictures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -21,7 +22,9 @@ print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))
 """
 
 
-@pytest.mark.parametrize("words", [["attribute", "--help"], ["layers", "--help"], ["--help"]])
+@pytest.mark.parametrize(
+    "words", [["attribute", "--help"], ["top", "--help"], ["layers", "--help"], ["--help"]]
+)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CODE, json.dumps(words)],
@@ -36,7 +39,7 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     assert heavy & set(json.loads(modules)) == set()
 
 
-@pytest.mark.parametrize("command", ["attribute", "layers"])
+@pytest.mark.parametrize("command", ["attribute", "top", "layers"])
 def test_help_states_exit_codes_and_gives_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -45,3 +48,30 @@ def test_help_states_exit_codes_and_gives_an_example(
     said = " ".join(capsys.readouterr().out.split()).replace("- ", "-")  # lines break there
     assert "Exit codes: 0 done; 1 interrupted" in said
     assert f"`lit-deconv {command} " in said
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
+def test_bash_completes_subcommands_and_options() -> None:
+    pytest.importorskip("shtab")
+    words = [sys.executable, "-m", "lit_deconv.cli", "--print_completion", "bash"]
+    script = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    asked = """
+    for words in "t" "top --da" "attribute --see"; do
+        COMP_WORDS=(lit-deconv $words)
+        COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        _shtab_lit_deconv
+        echo "${COMPREPLY[@]}"
+    done
+    """
+    done = subprocess.run(
+        ["bash", "-c", script + asked], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == ["top test", "--datamodule --datamodule-args", "--seed"]
+
+
+def test_completion_without_shtab_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["--print_completion", "zsh"]) == 2
+    assert "pip install 'lit-deconv[completion]'" in capsys.readouterr().err
