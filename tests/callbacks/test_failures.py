@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from callback_models import (
+    Breaking,
     LitNet,
     expected_tags,
     hooks_on,
@@ -64,14 +65,19 @@ STAGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def without(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """Weights of a run without the callback."""
+    weights: dict[str, Tensor] = fit(tmp_path_factory.mktemp("without")).state_dict()
+    return weights
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_failure_warns_once_and_training_is_the_same(
-    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, tmp_path: Path, without: dict[str, Tensor]
 ) -> None:
-    without = fit(tmp_path / "without").state_dict()
-    where, name = STAGES[stage]
-    monkeypatch.setattr(where, name, broken(f"CUDA out of memory in {stage}"))
-    model, warned = recorded(lambda: fit(tmp_path / "with", small()))
+    breaking = Breaking(*STAGES[stage], f"CUDA out of memory in {stage}")
+    model, warned = recorded(lambda: fit(tmp_path, breaking, small()))
     (text,) = ours(warned)
     assert f"OutOfMemoryError: CUDA out of memory in {stage}" in text
     # What is drawn off the training thread may be reported for either layer first.
@@ -79,6 +85,10 @@ def test_a_failure_warns_once_and_training_is_the_same(
     assert "on_error='raise'" in text
     assert all(torch.equal(without[key], value) for key, value in model.state_dict().items())
     assert hooks_on(model) == 0
+    # the epoch before the failure is there to be read
+    found = pictures(tmp_path)
+    assert found.keys() == expected_tags("net.1", "net.4")
+    assert all(min(each) == 1 for each in found.values())
 
 
 @pytest.mark.parametrize("stage", STAGES)
