@@ -235,7 +235,7 @@ def walked_maps(
     rows = torch.cartesian_prod(channels, samples).view(-1, 2)
     parts: list[list[Tensor]] = [[image.new_empty(0, *image.shape[1:])] for image in images]
     for channel, sample in (
-        part.unbind(1) for part in rows.split(recording.units_per_chunk(layer)) if len(part)
+        part.unbind(1) for part in rows.split(recording.maps_per_chunk(layer)) if len(part)
     ):
         seed = Signal(activation[sample, channel].unsqueeze(1), sample, channel=channel)
         found = recording.walk(layer, seed)
