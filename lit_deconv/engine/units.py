@@ -129,7 +129,7 @@ def patched_units(
     for index, _, signal in _by_patches(
         plan, images, units, lambda u, at: plan.cut(images, u[:, 0], at)
     ):
-        result[index] = _finished(signal, images, field, units[index], crop)
+        result.index_copy_(0, index, _finished(signal, images, field, units[index], crop))
     return [_with_boxes(result, field, units, crop)]
 
 
@@ -166,7 +166,7 @@ def units_of_patches(
     found = patches.new_empty(len(units), image[0], *field.size)
     for index, own, signal in _by_patches(plan, images, units, under):
         activations[index] = own
-        found[index] = cropped(signal, images, field, units[index])
+        found.index_copy_(0, index, cropped(signal, images, field, units[index]))
     return activations, found
 
 
@@ -212,7 +212,7 @@ def walked_units(
             chunk = units[index]
             found = recording.walk_units(layer, chunk, span)
             for result, signal, image in zip(results, found, images, strict=True):
-                result[index] = _finished(signal, image, field, chunk, crop)
+                result.index_copy_(0, index, _finished(signal, image, field, chunk, crop))
     return [_with_boxes(result, field, units, crop) for result in results]
 
 
