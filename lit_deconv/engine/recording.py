@@ -86,7 +86,7 @@ class OnTape:
     def interior(self, layer: str) -> Span:
         """See ``Recording``."""
         found = self._plan(layer)
-        return found and found.interior()
+        return None if found is None else found.interior()
 
     def maps_per_chunk(self, layer: str) -> int:
         """See ``Recording``."""
