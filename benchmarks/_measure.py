@@ -45,6 +45,11 @@ class Times:
         return (max(self.wall) - min(self.wall)) / self.seconds
 
 
+# Seconds that the repetitions of one row may take; a row that takes longer is run fewer times.
+BUDGET = 8.0
+FEWER = f"fewer, at least one, where they would take over {BUDGET:.0f} s"
+
+
 def interleaved(
     sides: Mapping[str, Run], repetitions: int, device: str = "cpu", at_least: float = 0.1
 ) -> dict[str, Times]:
@@ -52,16 +57,18 @@ def interleaved(
 
     Args:
         sides: What to run, by name.
-        repetitions: How often each.
+        repetitions: How often each, as far as ``BUDGET`` allows.
         device: Waited for before the clock is read.
         at_least: Seconds; what is faster runs several times in each repetition.
     """
-    numbers = {}
+    numbers, round_seconds = {}, 0.0
     for name, run in sides.items():
         seconds = _once(run, 1, device)[0]
         if seconds < at_least:
             seconds = _once(run, 1, device)[0]
         numbers[name] = max(1, math.ceil(at_least / seconds))
+        round_seconds += seconds * numbers[name]
+    repetitions = max(1, min(repetitions, int(BUDGET / round_seconds)))
     times = {name: Times() for name in sides}
     for repetition in range(repetitions):
         names = list(sides)

@@ -132,7 +132,6 @@ _KINDS = {
 
 def where_the_time_goes(net: Deconvnet, images: Tensor, units: Tensor) -> str:
     """Shares of the time of one call by kind of op; the rest is Python and PyTorch's calls."""
-    net.reconstruct(images, units, crop=True)
     with (
         profile(activities=[ProfilerActivity.CPU]) as profiler,
         torch.profiler.record_function("call"),

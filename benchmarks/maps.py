@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks._cases import CASES, Case, build, cut_off, images_of, without_in_place
 from benchmarks._errors import SameSwitches, contrast_passed_on, relative_error
-from benchmarks._measure import Table, geometric_mean, interleaved, number, parsed, parser
+from benchmarks._measure import FEWER, Table, geometric_mean, interleaved, number, parsed, parser
 from benchmarks._rival import Rival
 from lit_deconv import Deconvnet
 
@@ -81,7 +81,7 @@ def feature_maps(cases: Sequence[Case], repetitions: int, timed: int, device: st
         f"({number(geometric_mean(cpu_ratios))} by CPU time), smallest {number(min(ratios))} "
         f"({number(min(cpu_ratios))}). {MAPS} maps over 8 images; both sides timed on {timed} of the "
         f"maps and scaled (ours shares its forward among these alone), "
-        f"{repetitions} interleaved repetitions, medians."
+        f"up to {repetitions} interleaved repetitions ({FEWER}), medians."
     )
 
 
@@ -116,7 +116,8 @@ def whole_layers(cases: Sequence[Case], repetitions: int, count: int, device: st
     return (
         f"{table}\n\nGeometric mean {number(geometric_mean(ratios))} "
         f"({number(geometric_mean(cpu_ratios))} by CPU time), smallest {number(min(ratios))} "
-        f"({number(min(cpu_ratios))}). {count} images, {repetitions} interleaved repetitions, medians."
+        f"({number(min(cpu_ratios))}). {count} images, up to {repetitions} "
+        f"interleaved repetitions ({FEWER}), medians."
     )
 
 
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.quick and not asked.only:
         cases = [case for case in cases if case.model in ("alexnet", "cifar")]
     print("### B, feature maps\n")
-    print(feature_maps(cases, asked.repetitions, 2 if asked.quick else 8, asked.device))
+    print(feature_maps(cases, asked.repetitions, 2 if asked.quick else 4, asked.device))
     print("\n### C, whole layers\n")
     print(whole_layers(cases, asked.repetitions, 8 if asked.quick else 32, asked.device))
     return 0

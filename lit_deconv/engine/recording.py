@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Protocol, TypeAlias
 
 import torch
@@ -9,10 +11,10 @@ from torch import Tensor
 
 from lit_deconv.engine.autograd import AutogradRecording
 from lit_deconv.engine.geometry import ReceptiveField, receptive_field, whole_image
-from lit_deconv.engine.patches import NotLocal, plan
+from lit_deconv.engine.patches import NotLocal, PatchPlan, plan
 from lit_deconv.engine.signal import Signal, Window
-from lit_deconv.engine.tape import Tape
-from lit_deconv.engine.walk import on_path, walk
+from lit_deconv.engine.tape import Tape, Value
+from lit_deconv.engine.walk import FULL_FROM, on_path, walk
 
 Span: TypeAlias = "tuple[tuple[int, int], ...] | None"
 
@@ -53,6 +55,9 @@ class Recording(Protocol):
     def interior(self, layer: str) -> Span:
         """Positions whose units see nothing outside any map; None where that is not known."""
 
+    def maps_per_chunk(self, layer: str) -> int:
+        """How many seeds that fill the layer's map to walk at a time."""
+
     def units_per_chunk(self, layer: str) -> int:
         """How many units to walk at a time."""
 
@@ -80,18 +85,40 @@ class OnTape:
 
     def interior(self, layer: str) -> Span:
         """See ``Recording``."""
-        try:
-            return plan(self.tape, self.tape.layers[layer]).interior()
-        except NotLocal:
-            return None
+        found = self._plan(layer)
+        return None if found is None else found.interior()
+
+    def maps_per_chunk(self, layer: str) -> int:
+        """See ``Recording``."""
+        return self._per_chunk(value.shape[1:].numel() for value in self._passed(layer))
 
     def units_per_chunk(self, layer: str) -> int:
-        """See ``Recording``."""
-        maps = [value for _, value in on_path(self.tape, self.tape.layers[layer])]
-        sizes = [
-            value.shape[1:].numel() * value.dtype.itemsize for value in (*maps, *self.tape.inputs)
-        ]
-        return rows_per_chunk(max(sizes), self.images[0].device)
+        """See ``Recording``. A window that has grown to the map stays a map from there on."""
+        found = self._plan(layer)
+        if found is None:
+            return self.maps_per_chunk(layer)
+        sizes, full = [], False
+        for value in self._passed(layer):
+            window, whole = math.prod(found.extents[value].size), value.map_size.numel()
+            full = full or window >= FULL_FROM * whole
+            sizes.append(value.shape[1] * (whole if full else window))
+        return self._per_chunk(sizes)
+
+    def _passed(self, layer: str) -> list[Value]:
+        """The values that a signal from the layer passes, last first."""
+        path = on_path(self.tape, self.tape.layers[layer])
+        return [value for _, value in path] + self.tape.inputs
+
+    def _per_chunk(self, numbers: Iterable[int]) -> int:
+        image = self.images[0]
+        return rows_per_chunk(max(numbers) * image.element_size(), image.device)
+
+    def _plan(self, layer: str) -> PatchPlan | None:
+        """Which part of each value a unit needs; None where that is not known."""
+        try:
+            return plan(self.tape, self.tape.layers[layer])
+        except NotLocal:
+            return None
 
 
 def unit_seed(activation: Tensor, units: Tensor, span: Span = None) -> Signal:
@@ -150,10 +177,14 @@ class ByAutograd:
         """See ``Recording``: there are no windows here."""
         return None
 
-    def units_per_chunk(self, layer: str) -> int:
+    def maps_per_chunk(self, layer: str) -> int:
         """See ``Recording``: here a chunk is bounded by the images it returns."""
         largest = max(image[0].numel() * image.element_size() for image in self.recording.inputs)
         return max(1, _CHUNK_BYTES_ELSEWHERE // max(1, largest))
+
+    def units_per_chunk(self, layer: str) -> int:
+        """See ``Recording``."""
+        return self.maps_per_chunk(layer)
 
 
 def cropped(signal: Signal | None, image: Tensor, field: ReceptiveField, units: Tensor) -> Tensor:

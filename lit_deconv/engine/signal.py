@@ -77,6 +77,8 @@ class Signal:
         output: Which output of an op with several the signal stands at.
         channel: int64 [U] where each seed's signal is zero but in one channel; ``values`` then hold
             that channel alone, [U, 1, ...].
+        owned: Whether nothing else holds these values, so that a rule may overwrite them. Only an op
+            that made them anew says so.
     """
 
     values: Tensor
@@ -84,6 +86,7 @@ class Signal:
     window: Window | None = None
     output: int = 0
     channel: Tensor | None = None
+    owned: bool = False
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Signal:
         """The same seeds at the same place, other values."""
@@ -91,7 +94,11 @@ class Signal:
 
     def carrying(self, values: Tensor) -> Signal:
         """Other values for the same seeds at the same place."""
-        return replace(self, values=values)
+        return replace(self, values=values, owned=False)
+
+    def anew(self, values: Tensor) -> Signal:
+        """Values for the same seeds at the same place that an op has just made."""
+        return replace(self, values=values, owned=True)
 
     def dense(self, channels: int) -> Signal:
         """The same signal with all of its channels."""
@@ -99,7 +106,9 @@ class Signal:
             return self
         values = self.values.new_zeros(len(self.values), channels, *self.values.shape[2:])
         index = self.channel.view(-1, *[1] * (values.ndim - 1)).expand(self.values.shape)
-        return replace(self, values=values.scatter_(1, index, self.values), channel=None)
+        return replace(
+            self, values=values.scatter_(1, index, self.values), channel=None, owned=True
+        )
 
     def of(self, recorded: Tensor) -> Tensor:
         """Rows of something recorded per image, [N, ...] -> [U, ...], one for each seed."""
@@ -123,7 +132,7 @@ class Signal:
             for unit, (image, here, there) in enumerate(self._blocks(recorded)):
                 blocks[unit][here] = recorded[image][there]
             return blocks
-        index, _ = self._places(recorded.shape[2:])
+        index = self._places(recorded.shape[2:])
         units, channels, *size = self.values.shape
         images = recorded.shape[0]
         per_map = recorded.shape[2:].numel()
@@ -137,8 +146,10 @@ class Signal:
         assert self.window is not None
         if self.window.inside(self.values.shape[2:], map_size):
             return self
-        _, inside = self._places(map_size)
-        return self.map(lambda values: torch.where(inside, values, fill))
+        inside = self._inside(map_size)
+        if self.owned:
+            return self.anew(self.values.masked_fill_(~inside, fill))
+        return self.anew(torch.where(inside, self.values, fill))
 
     def full(self, map_size: Sequence[int]) -> Signal:
         """The signal on the whole map: each window put in its place, zero elsewhere.
@@ -153,15 +164,15 @@ class Signal:
             full = self.values.new_zeros(units, channels, *map_size)
             for unit, (_, here, there) in enumerate(self._blocks(full)):
                 full[unit][there] = self.values[unit][here]
-            return replace(self, values=full, window=None)
-        index, inside = self._places(map_size)
+            return replace(self, values=full, window=None, owned=True)
+        index = self._places(map_size)
         full = self.values.new_zeros(units, channels, *map_size)
         # Where a window reaches past the map its values are zero: adding them anywhere is nothing.
-        values = torch.where(inside, self.values, 0)
+        values = torch.where(self._inside(map_size), self.values, 0)
         full.flatten(2).scatter_add_(
             2, index.flatten(2).expand(-1, channels, -1), values.flatten(2)
         )
-        return replace(self, values=full, window=None)
+        return replace(self, values=full, window=None, owned=True)
 
     def _block_by_block(self) -> bool:
         """Whether copying each unit's window by itself is cheaper than looking up every pixel."""
@@ -187,20 +198,29 @@ class Signal:
             return self.sample
         return torch.arange(self.values.shape[0], device=self.values.device)
 
-    def _places(self, map_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Flat index into the map and whether it is inside, both [U, 1, *window]."""
+    def _places(self, map_size: Sequence[int]) -> Tensor:
+        """Flat index into the map, the nearest inside it, int64 [U, 1, *window]."""
+        index = torch.zeros((), dtype=torch.int64, device=self.values.device)
+        for line, whole in zip(self._lines(), map_size, strict=True):
+            index = index * whole + line.clamp(0, whole - 1)
+        return index
+
+    def _inside(self, map_size: Sequence[int]) -> Tensor:
+        """Whether each place lies in the map, bool [U, 1, *window]."""
+        inside = torch.ones((), dtype=torch.bool, device=self.values.device)
+        for line, whole in zip(self._lines(), map_size, strict=True):
+            inside = inside & ((line >= 0) & (line < whole))
+        return inside
+
+    def _lines(self) -> Iterator[Tensor]:
+        """Per dimension the coordinates that each window covers, int64 [U, 1, ..., extent, ...]."""
         assert self.window is not None
-        offset = self.window.offset()
-        units, _, *size = self.values.shape
-        index = offset.new_zeros((units, 1, *size))
-        inside = torch.ones_like(index, dtype=torch.bool)
-        for dim, (extent, whole) in enumerate(zip(size, map_size, strict=True)):
-            line = offset[:, dim, None] + torch.arange(extent, device=offset.device)
-            shape = [units, 1] + [1] * len(size)
-            shape[2 + dim] = extent
-            inside = inside & ((line >= 0) & (line < whole)).view(shape)
-            index = index * whole + line.clamp(0, whole - 1).view(shape)
-        return index, inside
+        position, size = self.window.position, self.values.shape[2:]
+        for dim, extent in enumerate(size):
+            shift = self.window.shift[dim]
+            along = torch.arange(shift, shift + extent, device=position.device)
+            line = position[:, dim, None] * self.window.stride[dim] + along
+            yield line.view(-1, 1, *(extent if d == dim else 1 for d in range(len(size))))
 
 
 def added(one: Signal, other: Signal, map_size: Sequence[int]) -> Signal:
@@ -214,7 +234,7 @@ def added(one: Signal, other: Signal, map_size: Sequence[int]) -> Signal:
     if one.channel is not other.channel:
         raise ValueError("signals are added with all channels, or both in the same one")
     if one.window is None and other.window is None:
-        return one.map(lambda values: values + other.values)
+        return one.anew(one.values + other.values)
     if one.window is None or other.window is None or one.window.stride != other.window.stride:
         return added(one.full(map_size), other.full(map_size), map_size)
     windows = one.window, other.window
@@ -232,7 +252,7 @@ def added(one: Signal, other: Signal, map_size: Sequence[int]) -> Signal:
     ]
     size = [last - first for first, last in zip(start, stop, strict=True)]
     wide = widened(one, start, size)
-    return wide.map(lambda values: values + widened(other, start, size).values)
+    return wide.anew(wide.values + widened(other, start, size).values)
 
 
 def widened(signal: Signal, start: Sequence[int], size: Sequence[int]) -> Signal:

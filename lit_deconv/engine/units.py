@@ -129,7 +129,7 @@ def patched_units(
     for index, _, signal in _by_patches(
         plan, images, units, lambda u, at: plan.cut(images, u[:, 0], at)
     ):
-        result[index] = _finished(signal, images, field, units[index], crop)
+        result.index_copy_(0, index, _finished(signal, images, field, units[index], crop))
     return [_with_boxes(result, field, units, crop)]
 
 
@@ -166,7 +166,7 @@ def units_of_patches(
     found = patches.new_empty(len(units), image[0], *field.size)
     for index, own, signal in _by_patches(plan, images, units, under):
         activations[index] = own
-        found[index] = cropped(signal, images, field, units[index])
+        found.index_copy_(0, index, cropped(signal, images, field, units[index]))
     return activations, found
 
 
@@ -212,7 +212,7 @@ def walked_units(
             chunk = units[index]
             found = recording.walk_units(layer, chunk, span)
             for result, signal, image in zip(results, found, images, strict=True):
-                result[index] = _finished(signal, image, field, chunk, crop)
+                result.index_copy_(0, index, _finished(signal, image, field, chunk, crop))
     return [_with_boxes(result, field, units, crop) for result in results]
 
 
@@ -235,7 +235,7 @@ def walked_maps(
     rows = torch.cartesian_prod(channels, samples).view(-1, 2)
     parts: list[list[Tensor]] = [[image.new_empty(0, *image.shape[1:])] for image in images]
     for channel, sample in (
-        part.unbind(1) for part in rows.split(recording.units_per_chunk(layer)) if len(part)
+        part.unbind(1) for part in rows.split(recording.maps_per_chunk(layer)) if len(part)
     ):
         seed = Signal(activation[sample, channel].unsqueeze(1), sample, channel=channel)
         found = recording.walk(layer, seed)

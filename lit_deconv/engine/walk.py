@@ -42,9 +42,12 @@ def walk(
             if why or op.rule is None:
                 raise refusal(op, why)
             signal = _as_taken(op, signals.pop(output), index, full_from)
-            for parent, contribution in op.rule.reverse(op, signal):
+            contributions = list(op.rule.reverse(op, signal))
+            for parent, contribution in contributions:
                 if not isinstance(parent, Value) or parent.constant:
                     continue
+                if len(contributions) > 1:  # which may all hold the same values
+                    contribution = replace(contribution, owned=False)
                 if parent in signals:
                     contribution = _sum(signals[parent], contribution, parent)
                 signals[parent] = contribution

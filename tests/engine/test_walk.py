@@ -15,6 +15,10 @@ from captum.attr import NeuronDeconvolution
 from torch import Tensor, nn
 
 from lit_deconv import Deconvnet
+from lit_deconv.engine.recorder import record
+from lit_deconv.engine.recording import OnTape
+from lit_deconv.engine.signal import Signal
+from lit_deconv.engine.walk import walk
 
 from .definition import all_units, assert_close, one_hot, quietly
 
@@ -236,3 +240,48 @@ def test_activation_times_captum_on_positive_units(name: str) -> None:
             assert_close(image, value * one[0], 1e-5)
             compared += 1
     assert compared == 6
+
+
+class _TwoWays(nn.Module):
+    """A sum whose summands begin, on the way back, with a rectifier and with a scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.after = nn.Conv2d(4, 5, 3, padding=1)
+        nn.init.constant_(self.norm.running_var, 0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        return self.after(torch.relu(x) + self.norm(x) + x)
+
+
+@pytest.mark.parametrize("via", ["images", "patches"])
+def test_branches_that_share_a_signal_do_not_overwrite_each_other(via: str) -> None:
+    # Rectifiers and scales work in place where nothing else holds the signal.
+    model = _TwoWays().eval().double()
+    images = torch.randn(2, 3, 7, 7, dtype=torch.float64)
+    units = torch.tensor([[0, 1, 3, 3], [1, 4, 0, 6]])
+    found = Deconvnet(model, "after", path="rules").reconstruct(images, units, via=via)
+    expected = Deconvnet(model, "after", path="autograd").reconstruct(images, units)
+    assert_close(found, expected)
+
+
+def test_a_seed_is_not_overwritten() -> None:
+    model, images = nn.Sequential(nn.ReLU()), torch.randn(1, 2, 3, 3)
+    tape = record(model, (images,), {"0": model[0]}, model=model)
+    seed = torch.randn(1, 2, 3, 3)
+    before = seed.clone()
+    walk(tape, tape.layers["0"], Signal(seed))
+    assert torch.equal(seed, before)
+
+
+def test_chunks_are_counted_by_windows_not_by_whole_maps() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 4, 3)).eval()
+    images = torch.randn(1, 3, 200, 200)
+    recording = OnTape(record(model, (images,), {"2": model[2]}, model=model), (images,))
+    assert (
+        recording.maps_per_chunk("2") == 1
+    )  # a map of 64 x 200 x 200 floats is larger than a chunk
+    assert recording.units_per_chunk("2") > 1000  # a window has 64 x 3 x 3

@@ -40,7 +40,7 @@ def convolution(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
     if signal.channel is not None:
         signal = _of_one_channel(op, signal, weight)
     else:
-        signal = signal.map(lambda values: transposed_convolution(op, values, weight))
+        signal = signal.anew(transposed_convolution(op, signal.values, weight))
     if signal.window is None:
         yield op["input"], signal.map(lambda values: _cut(op, values))
     else:
@@ -110,7 +110,7 @@ def _of_one_channel(op: Op, signal: Signal, weight: Tensor) -> Signal:
             groups=units,
         )  # fmt: skip
         values = values.view(units, channels, *values.shape[2:])
-    return replace(signal, values=values, channel=channel)
+    return replace(signal, values=values, channel=channel, owned=True)
 
 
 def _cut(op: Op, values: Tensor) -> Tensor:

@@ -49,7 +49,8 @@ def batch_norm(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
     if signal.channel is not None:
         scale = scale[signal.channel].unsqueeze(1)  # [U, 1]
     scale = scale.view(*scale.shape, *[1] * (signal.values.ndim - 2))
-    yield op["input"], signal.map(lambda values: values * scale)
+    scaled = signal.values.mul_(scale) if signal.owned else signal.values * scale
+    yield op["input"], signal.anew(scaled)
 
 
 def _along_channels(scale: Tensor, values: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ def max_pool(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
     if signal.window is None:
         canvas = unpool(signal.values, signal.of(switches.codes), switches)
         # The canvas starts in the padding, and ends where the last window does.
-        yield op["self"], signal.map(lambda _: _cut(canvas, switches.padding, map_size))
+        yield op["self"], signal.anew(_cut(canvas, switches.padding, map_size))
         return
     if switches.window is None:
         codes = signal.of_window(switches.codes)
@@ -150,7 +150,7 @@ def max_pool(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
     assert signal.window is not None
     unpooled = unpool(signal.values, codes, switches)
     window = signal.window.moved(switches.stride, [-side for side in switches.padding])
-    yield op["self"], Signal(unpooled, signal.sample, window)
+    yield op["self"], Signal(unpooled, signal.sample, window, owned=True)
 
 
 def unpool(values: Tensor, codes: Tensor, switches: Switches) -> Tensor:

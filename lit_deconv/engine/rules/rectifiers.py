@@ -17,7 +17,8 @@ from lit_deconv.engine.tape import Op, Options, Value
 
 def rectified(signal: Signal) -> Signal:
     """The positive part of the signal."""
-    return signal.map(torch.relu)
+    rectify = torch.relu_ if signal.owned else torch.relu
+    return signal.anew(rectify(signal.values))
 
 
 @reverse_rule(
