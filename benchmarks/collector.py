@@ -134,9 +134,8 @@ def kept(collector: Collector) -> int:
     """Bytes of every tensor that the collector holds."""
     held: dict[int, int] = {}
     for metric in collector.metrics.values():
-        states = [getattr(metric, name) for name in metric._defaults]
+        states = [getattr(metric, name) for name in metric.start()]
         others = [
-            *metric._defaults.values(),
             *metric.first,
             *metric.bar,
             metric.chosen,

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch.distributed
 
+from lit_deconv.top import several_processes
+
 __all__ = ["PeerError", "Peers"]
 
 
@@ -22,7 +24,7 @@ class Peers:
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
-        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        together = several_processes()
         self.rank, self.size = rank, size if together else 1
 
     def all(self, own: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from lit_deconv.engine.units import Layout
 from lit_deconv.top import (
     MAX_BYTES,
     NOT_COUNTED,
+    REDUCTIONS,
     Collector,
     LayerTop,
     SpilledImages,
@@ -204,7 +205,7 @@ class Collection:
     def share(self) -> dict[str, Any]:
         """What this process has to say to the others: counts and units, no patches."""
         states = {
-            name: {state: getattr(metric, state).cpu() for state in metric._reductions}
+            name: {state: getattr(metric, state).cpu() for state in REDUCTIONS}
             for name, metric in self._collector.metrics.items()
         }
         failed = {name: f"{type(e).__name__}: {e}" for name, e in self.failed.items()}
@@ -222,9 +223,9 @@ class Collection:
             if any(part is None for part in parts):
                 self.failed.setdefault(name, PeerError("not looked at in another process"))
                 continue
-            for state, reduce in metric._reductions.items():
+            for state, reduce in REDUCTIONS.items():
                 stacked = torch.stack([part[state] for part in parts if part is not None])
-                setattr(metric, state, reduce(stacked).to(metric.device))  # type: ignore[operator, misc]
+                setattr(metric, state, reduce(stacked).to(metric.units.device))
 
     def compute(self) -> TopActivations:
         """The strongest units of all layers that did not fail."""
@@ -248,7 +249,7 @@ class Collection:
 
     def _new(self, images: Tensor) -> Collector:
         self._kind = images.device, images.dtype
-        collector = Collector(
+        return Collector(
             self._layouts,
             self.ranking.top_k,
             self.channels,
@@ -257,11 +258,9 @@ class Collection:
             self.ranking.max_bytes,
             self.peers.rank,
             self.ranking.examples,
+            # by share and merge: in a collective of its own, one that failed would make others wait
+            merges=False,
         )
-        for metric in collector.metrics.values():
-            # merged before: in a collective of its own, one that failed would make the others wait
-            metric.sync_on_compute = metric._to_sync = False
-        return collector
 
     def _seeing(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

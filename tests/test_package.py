@@ -14,7 +14,10 @@ import lit_deconv
 from lit_deconv import version
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = ("torch", "torchvision", "lightning", "pytorch_lightning", "tensorboard", "captum", "numpy")
+HEAVY = (
+    "torch", "torchvision", "lightning", "pytorch_lightning", "tensorboard", "captum", "numpy",
+    "torchmetrics",
+)  # fmt: skip
 
 
 def heavy_modules_after(code: str, folder: Path) -> set[str]:
@@ -39,9 +42,9 @@ def test_heavy_modules_would_be_noticed(tmp_path: Path) -> None:
     assert "torch" in heavy_modules_after("import lit_deconv, torch", tmp_path)
 
 
-def test_public_classes_need_neither_lightning_nor_tensorboard(tmp_path: Path) -> None:
-    code = "from lit_deconv import Deconvnet, Deconvolution, NeuronDeconvolution"
-    unwanted = {"lightning", "pytorch_lightning", "tensorboard"}
+def test_what_one_process_needs_is_light(tmp_path: Path) -> None:
+    code = "from lit_deconv import Deconvnet, Deconvolution, NeuronDeconvolution; import lit_deconv.top"
+    unwanted = {"lightning", "pytorch_lightning", "tensorboard", "torchmetrics"}
     assert heavy_modules_after(code, tmp_path) & unwanted == set()
 
 

@@ -299,9 +299,8 @@ def test_memory_is_what_was_estimated_however_many_images() -> None:
         collector = collected(model, [x], [None], channels=channels, examples=2)
         for _ in range(2):
             for name, metric in collector.metrics.items():
-                states = [getattr(metric, state) for state in metric._defaults]
+                states = [getattr(metric, state) for state in metric.start()]
                 others = [
-                    *metric._defaults.values(),
                     *metric.first,
                     *metric.bar,
                     metric.chosen,

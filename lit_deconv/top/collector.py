@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_deconv.engine.errors import LayerError
 from lit_deconv.engine.units import Layout
 from lit_deconv.top.examples import Examples
-from lit_deconv.top.identity import NOT_COUNTED, hashed
+from lit_deconv.top.identity import NOT_COUNTED, hashed, several_processes
 from lit_deconv.top.memory import (
     MAX_BYTES,
     Channels,
@@ -20,7 +20,7 @@ from lit_deconv.top.memory import (
     estimate,
     total_bytes,
 )
-from lit_deconv.top.metric import REDUCTIONS, Counted, TopUnits, settle
+from lit_deconv.top.metric import REDUCTIONS, Counted, TopOfProcess, settle
 from lit_deconv.top.ranking import HOLDER, IDENTITY, KEY, PLACE, SLOT, as_value, bar_of
 from lit_deconv.top.result import Images, LayerTop, TopActivations
 
@@ -44,6 +44,8 @@ class Collector:
         holder: Number of this process among those that collect together.
         examples: Of so many channels a layer, evenly spaced, the whole image of the strongest unit
             is kept too, where that fits the bound.
+        merges: In a distributed run ``compute`` merges across processes; False for those who do it
+            themselves, by ``states``, ``merged`` and ``take_over``.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Collector:
         max_bytes: int = MAX_BYTES,
         holder: int = 0,
         examples: int = 0,
+        merges: bool = True,
     ) -> None:
         if k < 1:
             raise ValueError(f"k={k}: expected at least one unit a channel")
@@ -66,16 +69,19 @@ class Collector:
         self.max_bytes = max_bytes
         self.holder, self.examples = holder, examples
         self.device = torch.device(device)
+        several = several_processes()
+        kept = _kind(merges and several)
+        self._alone = merges and not several
         with torch.inference_mode(False):
             self.metrics = {
-                name: TopUnits(
+                name: kept(
                     layout,
                     k,
                     chosen_channels(name, layout, channels),
                     keep_patches=self.bytes[name].patches > 0,
                     holder=holder,
                     examples=self._example_rows(name, channels, examples),
-                ).to(self.device)
+                ).on(self.device)
                 for name, layout in layers.items()
             }
         self._images: Tensor | None = None
@@ -180,7 +186,15 @@ class Collector:
 
         Args:
             images: Reads images again, by identity, for layers that keep no patches.
+
+        Raises:
+            RuntimeError: The collector was made before the processes knew of each other.
         """
+        if self._alone and several_processes():
+            raise RuntimeError(
+                "this collector was made before torch.distributed was initialised, so it would not "
+                "merge what the processes saw; make it afterwards"
+            )
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             # a process may have had no batch
             warnings.filterwarnings("ignore", message=".*``compute``.*before the ``update``")
@@ -217,10 +231,11 @@ class Collector:
 
         In a distributed run every process is to be given the same: ``compute`` then merges no more.
         """
+        self._alone = False
         for name, metric in self.metrics.items():
             for state, value in states[name].items():
-                setattr(metric, state, value.to(metric.device))
-            metric.sync_on_compute = metric._to_sync = False
+                setattr(metric, state, value.to(self.device))
+            metric.merged_elsewhere()
             metric.bar = bar_of(metric.units)
 
     def winners(self) -> Tensor:
@@ -283,7 +298,7 @@ class Collector:
 
 
 def _examples(
-    metric: TopUnits, units: Tensor, channels: Tensor, values: Tensor, map_size: Sequence[int]
+    metric: TopOfProcess, units: Tensor, channels: Tensor, values: Tensor, map_size: Sequence[int]
 ) -> Examples | None:
     kept = metric.examples
     if kept is None or kept.images is None:
@@ -300,7 +315,15 @@ def _examples(
     )
 
 
-def _of_slots(metric: TopUnits, slots: Tensor, held: Tensor) -> Tensor | None:
+def _kind(merges: bool) -> type[TopOfProcess]:
+    if not merges:
+        return TopOfProcess
+    from lit_deconv.top.merging import TopUnits
+
+    return TopUnits
+
+
+def _of_slots(metric: TopOfProcess, slots: Tensor, held: Tensor) -> Tensor | None:
     if not metric.keep_patches:
         return None
     size = (metric.layout.image[0], *metric.layout.patch_size)

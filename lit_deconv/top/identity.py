@@ -16,6 +16,11 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
 _CHUNK_BYTES = 8 << 20
 
 
+def several_processes() -> bool:
+    """Whether this process is one of several of a run, which merge what they saw."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def hashed(images: Tensor) -> Tensor:
     """A hash of each image's bits, the same on every device and in every batch.
 

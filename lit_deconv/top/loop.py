@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lit_deconv.attr import Deconvnet, Path
 from lit_deconv.engine.undisturbed import undisturbed
 from lit_deconv.top.collector import Collector
-from lit_deconv.top.identity import batch_indices
+from lit_deconv.top.identity import batch_indices, several_processes
 from lit_deconv.top.memory import MAX_BYTES, Channels
 from lit_deconv.top.result import Images, TopActivations
 from lit_deconv.top.sources import DatasetImages, ImagesOf, SpilledImages, images_of
@@ -101,7 +101,6 @@ def collect_top(
 def _collector(
     net: Deconvnet, images: Tensor, k: int, channels: Channels, max_bytes: int
 ) -> Collector:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return Collector(
         net.layouts(images),
         k,
@@ -109,7 +108,7 @@ def _collector(
         images.dtype,
         images.device,
         max_bytes,
-        torch.distributed.get_rank() if distributed else 0,
+        torch.distributed.get_rank() if several_processes() else 0,
     )
 
 

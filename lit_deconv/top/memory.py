@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 
 from lit_deconv.engine.units import Layout
+from lit_deconv.top.identity import several_processes
 from lit_deconv.top.ranking import FIELDS, SPARE
 
 MAX_BYTES = 256 << 20
@@ -80,12 +81,13 @@ def estimate(
         ValueError: The numbers alone pass the bound.
     """
     numbers, patches, whole = {}, {}, {}
+    copies = 2 if several_processes() else 1  # torchmetrics, which merges, keeps a fresh one
     for name, layout in layers.items():
         wanted = chosen_channels(name, layout, channels)
         chosen = layout.channels if wanted is None else len(wanted)
         units = chosen * (k + SPARE)
         counts = layout.channels * (4 + 8 + 8) + 8  # largest, fires, broken; images
-        numbers[name] = 2 * (units * FIELDS * 8 + counts)  # torchmetrics keeps a fresh copy
+        numbers[name] = copies * (units * FIELDS * 8 + counts)
         numbers[name] += 16 * chosen  # what the next must reach
         numbers[name] += 8 * len(wanted or ()) + 8 * sum(len(f) for f in layout.field.first)
         few = min(examples, chosen)

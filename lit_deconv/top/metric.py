@@ -1,4 +1,4 @@
-"""The strongest units of one layer as a metric: state that merges across processes by a reduction."""
+"""The strongest units of one layer: what one process keeps while it looks at batch after batch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Module
-from torchmetrics import Metric
 
 from lit_deconv.engine.units import Layout
 from lit_deconv.top.cutting import cut, moved_inside
@@ -96,13 +94,13 @@ class Changed(NamedTuple):
         return self._replace(channel=self.channel + by)
 
 
-class TopUnits(Metric):
-    """Per channel the k largest activations over all images, at most one an image.
+class TopOfProcess:
+    """Per channel the k largest activations over a process's images, at most one an image.
 
     ``update`` looks at the layer's maps of a batch, ``settle`` lets what is strongest of it in, for
-    all layers at once; ``compute`` merges across processes. The patches stay in the process that cut
-    them. On an accelerator neither waits for the device: they work on fixed shapes. On the CPU, where
-    looking costs nothing, they leave out what cannot be among the strongest.
+    all layers at once. On an accelerator neither waits for the device: they work on fixed shapes. On
+    the CPU, where looking costs nothing, they leave out what cannot be among the strongest.
+    ``TopUnits`` is the same as a metric, which merges across processes.
 
     Args:
         layout: The layer.
@@ -112,10 +110,9 @@ class TopUnits(Metric):
         holder: Number of this process.
         examples: Of which of these channels, by their place among them, the whole image of the
             strongest unit is kept too.
-        **kwargs: Handed to ``Metric``.
+        **kwargs: For a class that this one is combined with.
     """
 
-    full_state_update = False
     units: Tensor
     largest: Tensor
     fires: Tensor
@@ -145,18 +142,20 @@ class TopUnits(Metric):
         """Of the activations seen last."""
         self.chosen = None if channels is None else torch.tensor(channels)
         self.first = [first.clone() for first in layout.field.first]
-        every = layout.channels
-        self.add_state(
-            "units",
-            no_units(every if channels is None else len(channels), k),
-            dist_reduce_fx=merged,
-        )
+        for name, start in self.start().items():
+            setattr(self, name, start)
         self.bar = bar_of(self.units)
-        self.add_state("largest", torch.full((every,), -torch.inf), dist_reduce_fx="max")
-        for name in ("fires", "broken"):
-            count = torch.zeros(every, dtype=torch.int64)
-            self.add_state(name, count, dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def start(self) -> dict[str, Tensor]:
+        """The states that ``REDUCTIONS`` merges, by name, as they are before the first image."""
+        every = self.layout.channels
+        counts = {name: torch.zeros(every, dtype=torch.int64) for name in ("fires", "broken")}
+        return {
+            "units": no_units(every if self.chosen is None else len(self.chosen), self.k),
+            "largest": torch.full((every,), -torch.inf),
+            **counts,
+            "images": torch.zeros((), dtype=torch.int64),
+        }
 
     def update(self, output: Tensor, identity: Tensor) -> None:
         """Looks at one batch; ``settle`` must follow.
@@ -188,14 +187,15 @@ class TopUnits(Metric):
                 self.seen = Seen(best, place.t(), None)
 
     def compute(self) -> Counted:
-        """The strongest units of all images of all processes."""
+        """The strongest units of all images."""
         units = resolved(self.units, self.k)
         return Counted(units, self.largest, self.fires, self.broken, self.images)
 
     def reset(self) -> None:
         """Forgets all images."""
         with torch.inference_mode(False):  # what is made in it could not be written to outside
-            super().reset()
+            for name, start in self.start().items():
+                setattr(self, name, start.to(self.units.device))
             self.seen, self.bar = None, bar_of(self.units)
             if self.examples is not None:
                 self.examples.reset()
@@ -261,20 +261,29 @@ class TopUnits(Metric):
             place = place.div(extent, rounding_mode="floor")
         return torch.stack(starts[::-1], 1)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
-        moved = super()._apply(fn, exclude_state)
+    def merged_elsewhere(self) -> None:
+        """What is kept is of all processes, which is all the same to one."""
+
+    def on(self, device: torch.device) -> TopOfProcess:
+        """Moves all that is kept to a device."""
+        for name in REDUCTIONS:
+            setattr(self, name, getattr(self, name).to(device))
+        self.rest_on(device)
+        return self
+
+    def rest_on(self, device: torch.device) -> None:
+        """Moves what is no state to a device."""
         if self.chosen is not None:
-            self.chosen = self.chosen.to(self.device)
-        self.first = [first.to(self.device) for first in self.first]
-        self.bar = self.bar.to(self.device)
-        if self.patches is not None:
-            self.patches = self.patches.to(self.device)
+            self.chosen = self.chosen.to(device)
+        self.first = [first.to(device) for first in self.first]
+        self.bar = self.bar.to(device)
         if self.examples is not None:
-            self.examples.to(self.device)
-        return moved
+            self.examples.to(device)
+        if self.patches is not None:
+            self.patches = self.patches.to(device)
 
 
-def settle(metrics: Sequence[TopUnits], images: Tensor, identity: Tensor) -> None:
+def settle(metrics: Sequence[TopOfProcess], images: Tensor, identity: Tensor) -> None:
     """Lets the strongest units of a batch in, of all layers at once.
 
     Args:
@@ -289,7 +298,7 @@ def settle(metrics: Sequence[TopUnits], images: Tensor, identity: Tensor) -> Non
             metric.seen = None
 
 
-def _settle(metrics: Sequence[TopUnits], images: Tensor, identity: Tensor) -> None:
+def _settle(metrics: Sequence[TopOfProcess], images: Tensor, identity: Tensor) -> None:
     seen = [metric.seen for metric in metrics if metric.seen is not None]
     if not seen or not len(images):
         return

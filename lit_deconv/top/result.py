@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_deconv.engine.units import Layout
 from lit_deconv.top.cutting import cut, moved_inside
 from lit_deconv.top.examples import Examples
+from lit_deconv.top.identity import several_processes
 
 Images = Callable[[Sequence[int]], Tensor]
 """Reads images by identity: [M] of them -> [M, C, H, W]."""
@@ -143,6 +144,6 @@ def of_all_processes(values: Tensor, held: Tensor) -> Tensor:
     """
     mask = held.view(*held.shape, *[1] * (values.ndim - held.ndim))
     own = torch.where(mask, values, values.new_zeros(())).contiguous()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if several_processes():
         torch.distributed.all_reduce(own)
     return own
