@@ -231,11 +231,11 @@ class Capture:
 
     def _no_image(self) -> str:
         given = Counter(f"{_title(call)}({call.shown})" for call in self.calls if call.shown)
-        where = f"module {self.entry!r}" if self.entry else "any module"
+        who = f"module {self.entry!r} was given no" if self.entry else "no module was given a"
         key = "" if self.input_key is None else f" under input_key={self.input_key!r}"
         seen = f"seen: {'; '.join(list(given)[:3])}" if given else "it was not called at all"
         return (
-            f"{where} was given no batch of images [N, C, H, W] of floating-point numbers{key}; "
+            f"{who} batch of images [N, C, H, W] of floating-point numbers{key}; "
             f"{seen}. Name the module that takes images with module=, its argument with input_key="
         )
 

@@ -500,7 +500,7 @@ class DeconvCallback(pl.Callback):
 
     def _open(self, trainer: pl.Trainer) -> Gallery:
         if self._gallery is None:
-            self._gallery = Gallery(trainer.loggers, self._folder / self.tag, self._look)
+            self._gallery = Gallery(trainer.loggers, self._folder, self._look)
             # a dry run has no logger and is to leave no file
             if self._gallery.message and self._gallery.message != self._said:
                 self._said = self._gallery.message

@@ -8,9 +8,14 @@ from typing import Literal
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-__all__ = ["EVERY_LAYER", "Failures"]
+__all__ = ["EVERY_LAYER", "OWN_PROBE", "SOME_IMAGES", "Failures"]
 
 EVERY_LAYER = "any layer"
+SOME_IMAGES = "some images"
+OWN_PROBE = "the images given as probe="
+
+_MOST = 3
+"""Causes that one sentence names."""
 
 
 class Failures:
@@ -29,10 +34,11 @@ class Failures:
         """Notes a failure, to be reported later.
 
         Args:
-            what: The layer, or `EVERY_LAYER`.
+            what: The layer, or what else there is no picture of.
             error: The cause.
         """
-        self._new.append((what, error))
+        # frames hold images: only the first failure, which may be raised from, keeps its own
+        self._new.append((what, error.with_traceback(None) if self._new else error))
 
     @contextmanager
     def noted(self, what: str) -> Iterator[None]:
@@ -49,9 +55,9 @@ class Failures:
             cause = _cause(error)
             if not {what, cause} & self._warned:
                 causes.setdefault(cause, []).append(what)
-        return "; ".join(
-            f"{', '.join(dict.fromkeys(names))}: {cause}" for cause, names in causes.items()
-        )
+        said = [f"{', '.join(dict.fromkeys(names))}: {cause}" for cause, names in causes.items()]
+        more = [f"and {len(said) - _MOST} causes more"] if len(said) > _MOST else []
+        return "; ".join(said[:_MOST] + more)
 
     def report(self, text: str | None = None) -> None:
         """Warns of, or raises, what is new; then it is no longer new.

@@ -22,7 +22,7 @@ from .probe import Probe
 from .stages import Stages
 from .strongest import Collection
 
-__all__ = ["OF_STRONGEST", "LayerPictures", "Wanted", "draw", "reconstructed"]
+__all__ = ["OF_STRONGEST", "LayerPictures", "Wanted", "draw", "model_of", "reconstructed"]
 
 
 OF_STRONGEST = ("grid", "evolution", "strongest_beside_captum")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
@@ -15,12 +16,12 @@ from lit_deconv.top import TopActivations
 from lit_deconv.writer import Failure
 
 from .blocks import Share
-from .failures import EVERY_LAYER, Failures
+from .failures import EVERY_LAYER, OWN_PROBE, SOME_IMAGES, Failures
 from .gallery import Gallery
 from .history import History
 from .isolation import isolated
 from .peers import PeerError, Peers
-from .pictures import OF_STRONGEST, LayerPictures, Wanted, draw, reconstructed
+from .pictures import OF_STRONGEST, LayerPictures, Wanted, draw, model_of, reconstructed
 from .probe import Probe, spread
 from .stages import Stages
 from .strongest import NOTHING, Collection
@@ -90,7 +91,6 @@ class Session:
         self._seconds = 0.0
         self._failed = False
         self._told = False
-        self._filters_of: int | None = None
 
     def begin(self, batches: float) -> None:
         """A validation of so many batches begins; infinity: nobody knows how many."""
@@ -101,14 +101,14 @@ class Session:
 
     def before(self, batch_idx: int, dataloader_idx: int = 0, padding: Sequence[int] = ()) -> None:
         """A batch begins; some of its rows may be counted by another process."""
-        with self._work():
+        with self._work(self._lost):
             self.watch.before(batch_idx, dataloader_idx, padding)
 
     def after(
         self, step: Callable[..., Any], batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """A batch ended."""
-        with self._work():
+        with self._work(self._lost):
             self.watch.after(step, batch, batch_idx, dataloader_idx)
 
     def draw(self, moment: Moment) -> None:
@@ -195,9 +195,8 @@ class Session:
         self._draw_filters(probe.images.shape[1], moment)
 
     def _draw_filters(self, inputs: int, moment: Moment) -> None:
-        if "filters" not in self.wanted.figures or moment.epoch == self._filters_of:
+        if "filters" not in self.wanted.figures:
             return
-        self._filters_of = moment.epoch
         found = first_filters(self.watch.module, named_layers(self.model), inputs)
         if found is not None:
             name, weight = found
@@ -243,14 +242,30 @@ class Session:
         return kept if kept is None or device is None else kept.to(device)
 
     def _probe(self, kept: Probe) -> Probe:
-        if self.images is None:
-            return kept.take(spread(len(kept), self.wanted.probe))
-        if self.images.shape[1] != kept.images.shape[1]:
-            raise ValueError(
-                f"probe= holds images of {self.images.shape[1]} channels, the model is given "
-                f"{kept.images.shape[1]}"
-            )
-        return kept.with_images(self.images.to(kept.images))
+        if self.images is not None:
+            with self.failures.noted(OWN_PROBE):
+                return self._own(self.images, kept)
+            self.images = None  # those that the watch keeps take their place
+        return kept.take(spread(len(kept), self.wanted.probe))
+
+    def _own(self, images: Tensor, kept: Probe) -> Probe:
+        probe = kept.with_images(images.to(kept.images))
+        given, expected = (list(each.shape[1:]) for each in (images, kept.images))
+        if given != expected and self.watch.collection is not None:
+            try:
+                with torch.no_grad():
+                    model_of(self.watch.collection.module, probe)(probe.images)
+            except Exception as error:
+                raise ValueError(
+                    f"they are {given} and the model, which is given {expected} in {self.source}, "
+                    f"does not take them ({type(error).__name__}: {error}); give images of that size"
+                ) from error
+        return probe
+
+    @property
+    def _lost(self) -> str:
+        """What there is no picture of when a batch fails."""
+        return EVERY_LAYER if self.watch.collection is None else SOME_IMAGES
 
     @property
     def compiled(self) -> bool:
@@ -258,13 +273,13 @@ class Session:
         return self.watch.compiled
 
     @contextmanager
-    def _work(self) -> Any:
+    def _work(self, what: str = EVERY_LAYER) -> Any:
         start = time.perf_counter()
         try:
             yield
         except Exception as error:
             self._failed = True
-            self.failures.add(EVERY_LAYER, error)
+            self.failures.add(what, error)
         finally:
             self._seconds += time.perf_counter() - start
 

@@ -398,8 +398,9 @@ class Deconvnet:
         for name, count in calls.items():
             if count > 1 and self.call is None:
                 raise LayerError(
-                    f"layer {name!r} runs {count} times in one forward pass; say which call is meant "
-                    f"with call=0 for the first or call=-1 for the last"
+                    f"layer {name!r} runs {count} times in one forward pass; choose a layer that "
+                    f"runs once, such as the module around it, or say in Python which call is "
+                    f"meant: Deconvnet(..., call=0) is the first, call=-1 the last"
                 )
         self._called_once = True
 

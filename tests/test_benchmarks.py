@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import errors as table  # noqa: E402
 from benchmarks._cases import CASES, cut_off, strongest_units  # noqa: E402
 from benchmarks._errors import in_the_image, relative_error  # noqa: E402
 from benchmarks._measure import exponent, number  # noqa: E402
@@ -35,6 +37,28 @@ def test_an_error_is_seen() -> None:
     errors = relative_error(changed, reference)
     assert errors[0] == 0
     assert errors[1] == pytest.approx(1e-3 / float(reference[1].max()), rel=1e-3)
+
+
+@pytest.mark.parametrize("fault", [0.0, 1e-4])
+def test_the_table_of_errors_fails_where_one_is_too_large(
+    fault: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = table.reconstructions
+
+    def wrong(
+        model: nn.Module, layer: str, images: torch.Tensor, path: str, *more: Any
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        found, used = right(model, layer, images, path, *more)
+        return [each * (1 + fault * (path == "rules")) for each in found], used
+
+    monkeypatch.setattr(table, "reconstructions", wrong)
+    monkeypatch.setattr(sys, "argv", ["errors.py", "--models", "ZFNet (examples)", "--size", "64"])
+    assert table.main() == int(bool(fault))
+    *_, largest = rows = re.findall(r"^\| (?!model)(.+) \|$", capsys.readouterr().out, re.M)
+    assert len(rows) == 3 + 1
+    numbers = [float(cell) for cell in largest.split("|")[2:]]
+    assert len(numbers) == 3
+    assert all((number >= 0.9e-4) == bool(fault) for number in numbers)
 
 
 def test_patches_go_where_their_boxes_say() -> None:

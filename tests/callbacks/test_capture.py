@@ -195,7 +195,7 @@ def test_a_process_without_images_changes_nothing() -> None:
         (lambda model: None, "not called at all"),
         (
             lambda model: model.net(torch.zeros(2, 3, 8, 8, dtype=torch.int64).float()[0]),
-            "no batch",
+            "no module was given a batch",
         ),
     ],
 )

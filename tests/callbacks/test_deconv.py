@@ -385,6 +385,50 @@ def test_an_encoder_that_is_called_by_itself(tmp_path: Path, drawn: list) -> Non
     assert "deconv/net.1/cosine_NeuronDeconvolution" in scalars(tmp_path)
 
 
+class Named(nn.Module):
+    """Gives a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny_net()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.inner(images)}
+
+
+class Squared(LitNet):
+    """Takes any output for its loss."""
+
+    def loss(self, batch: Any) -> Tensor:
+        given = self(batch[0])
+        return (given["logits"] if isinstance(given, dict) else given).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        (Named(), "the model gives a dict, no logits"),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+            "the model gives [1, 4, 6, 6], no logits [N, classes]",
+        ),
+        (tiny_net(classes=1), "the model gives [1, 1], no logits [N, classes]"),
+    ],
+    ids=["dict", "maps", "one number"],
+)
+def test_an_output_that_is_no_logits(
+    net: nn.Module, reason: str, tmp_path: Path, drawn: list
+) -> None:
+    trainer(tmp_path, small(), max_epochs=1).fit(Squared(net), loader(), loader())
+    for layer in drawn:
+        for row in (*layer.rows, *layer.strongest_rows):
+            assert row.panels[-1].image is None
+            assert row.panels[-1].note == f"no class comparison: {reason}"
+            assert row.panels[-2].image is not None
+            assert "predicted class" not in row.label
+    assert not any("cosine_Deconvolution" in name for name in scalars(tmp_path))
+
+
 @pytest.mark.parametrize("key", [None, "image"])
 def test_a_dict_batch(key: str | None, tmp_path: Path, drawn: list) -> None:
     trainer(tmp_path, small(input_key=key), max_epochs=1).fit(DictBatch(), loader(), loader())

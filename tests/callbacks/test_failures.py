@@ -133,7 +133,7 @@ def test_a_model_that_takes_no_image(tmp_path: Path) -> None:
     run = trainer(tmp_path, small())
     _, warned = recorded(lambda: run.fit(BoringModel()))
     (text,) = ours(warned)
-    assert "was given no batch of images [N, C, H, W]" in text
+    assert "no module was given a batch of images [N, C, H, W]" in text
     assert "BoringModel(float32 [1, 32])" in text
     with pytest.raises(RuntimeError, match="module="):
         trainer(tmp_path, small(on_error="raise")).fit(BoringModel())
