@@ -19,6 +19,7 @@ from .failures import EVERY_LAYER, Failures
 from .gallery import Gallery
 from .history import History
 from .isolation import isolated
+from .order import Given
 from .peers import PeerError, Peers
 from .pictures import OF_STRONGEST, LayerPictures, Wanted, draw, reconstructed
 from .probe import Probe, spread
@@ -99,10 +100,10 @@ class Session:
         with self._work():
             self.watch.begin(batches)
 
-    def before(self, batch_idx: int, dataloader_idx: int = 0, padding: Sequence[int] = ()) -> None:
-        """A batch begins; some of its rows may be counted by another process."""
+    def before(self, batch_idx: int, dataloader_idx: int = 0, given: Given | None = None) -> None:
+        """A batch begins; of what a loader gave more may be known."""
         with self._work():
-            self.watch.before(batch_idx, dataloader_idx, padding)
+            self.watch.before(batch_idx, dataloader_idx, given)
 
     def after(
         self, step: Callable[..., Any], batch: Any, batch_idx: int, dataloader_idx: int = 0
