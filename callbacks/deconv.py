@@ -89,7 +89,7 @@ class DeconvCallback(pl.Callback):
             Captum), "beside_captum" (the probe images), "channels" (a table of their numbers),
             "numbers" (scalars).
         max_bytes: Bound of the memory for the strongest units, 256 MiB by default; patches beyond
-            it lie on disk. What they take is said once, at the first validation.
+            it lie on disk. What they take is said once, after the first batch of validation.
         unhooked_images: How many images are kept for a model in which hooks do not fire, as it is
             compiled, and of the training batch where there is no validation. They are run once more.
         mean: What normalisation subtracted, one number or one per input channel; null asks the data

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lit_deconv.layers import named_layers
@@ -90,7 +89,6 @@ class Session:
         """Of the last validation."""
         self._seconds = 0.0
         self._failed = False
-        self._told = False
         self._filters_of: int | None = None
 
     def begin(self, batches: float) -> None:
@@ -166,11 +164,6 @@ class Session:
         moment: Moment,
     ) -> None:
         watch = self.watch
-        if not self._told:
-            self._told = True
-            rank_zero_info(
-                f"DeconvCallback draws the layers {', '.join(watch.layers)}; {collection.summary()}"
-            )
         # no more than one validation's pictures wait, so that they take no more memory than that
         self._late(self.gallery().finish())
         probe = self._probe(kept)

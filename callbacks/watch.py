@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from lit_deconv.layers import automatic, named_layers, unwrapped
@@ -236,6 +237,9 @@ class Watch:
                 call.module, self.layers, call.probe, self.ranking, self.peers
             )
         self._capture.collection = self.collection if self.ranks else None
+        rank_zero_info(
+            f"DeconvCallback draws the layers {', '.join(self.layers)}; {self.collection.summary()}"
+        )
 
 
 def probe_plan(size: int, batches: float) -> dict[int, int]:
