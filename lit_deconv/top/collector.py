@@ -171,7 +171,8 @@ class Collector:
     def drop(self) -> None:
         """The batch came to nothing, such as by an exception: its images are let go."""
         for metric in self.metrics.values():
-            metric.seen = None
+            if metric.seen is not None:  # a metric is slow to write to
+                metric.seen = None
         self._images = self._identity = self._rows = None
 
     def reset(self) -> None:
