@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from lit_deconv.layers import Observation, kind_of
 
 from .isolation import depth
+from .order import Given
 from .probe import Probe, find_images
 from .strongest import Collection
 
@@ -41,6 +42,7 @@ class Call:
         probe: The images that were kept, where it is an outermost call with images.
         rows: Which images of the call these are.
         every: All images of such a call, where they were asked for.
+        by_hash: Whether these are known by a hash of theirs alone.
         precision: Device type and dtype of the autocast around it; None: there was none.
         end: Tick at which it returned, 0 while it has not.
         shape: Shape of its output; empty where that is no tensor.
@@ -53,6 +55,7 @@ class Call:
     probe: Probe | None = None
     rows: tuple[int, ...] = ()
     every: Probe | None = None
+    by_hash: bool = True
     precision: tuple[str, torch.dtype] | None = None
     end: int = 0
     shape: tuple[int, ...] = ()
@@ -85,12 +88,13 @@ class Capture:
     """Which images to keep of a call with so many; None keeps none."""
     every: bool = False
     """Whether to keep all images of such calls beside."""
-    padding: Sequence[int] = ()
-    """Rows of the batch that another process counts."""
+    given: Given = field(default_factory=Given)
+    """What the loader gave."""
     _open: list[Call] = field(default_factory=list)
     _tick: int = 0
     _depth: int = 0
     _placed: list[RemovableHandle] = field(default_factory=list)
+    _first: dict[str, Tensor] = field(default_factory=dict)
 
     def attach(self, rows: Callable[[int], list[int]] | None = None, every: bool = False) -> None:
         """Put the hooks on, for one batch.
@@ -112,7 +116,8 @@ class Capture:
         """Take the hooks off; what was caught stays."""
         for placed in self._placed:
             placed.remove()
-        self._placed = []
+        self._placed, self._first = [], {}
+        self.given = replace(self.given, batch=None)
 
     def entry_call(self, layers: Mapping[str, nn.Module]) -> Call:
         """The call that runs the chosen layers on images.
@@ -205,13 +210,20 @@ class Capture:
                 call.rows = tuple(self.rows(len(found)))
                 call.probe = found.take(list(call.rows))
                 call.every = found.take(list(range(len(found)))) if self.every else None
+                call.by_hash = self._by_hash(name, found.images)
                 call.precision = _autocast(found.images.device.type)
         if self.collection is not None and name == self.entry:
-            given = find_images(args, kwargs, self.input_key)
-            if given is not None:
-                self.collection.enter(given.images, self.padding)
+            found = find_images(args, kwargs, self.input_key)
+            if found is not None:
+                by_hash = self._by_hash(name, found.images)
+                self.collection.enter(found.images, self.given.indices, by_hash)
         self._open.append(call)
         self.calls.append(call)
+
+    def _by_hash(self, name: str, images: Tensor) -> bool:
+        # of several views in one batch the first that a module is given has the indices
+        first = self._first.setdefault(name, images)
+        return first is not images or not self.given.numbers(images)
 
     def _leave(self, name: str, module: nn.Module, output: Any) -> None:
         while self._open:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +11,10 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from lit_deconv.layers import named_layers, resolve
 from lit_deconv.render import Look
-from lit_deconv.top import MAX_BYTES, NOT_COUNTED, batch_indices
+from lit_deconv.top import MAX_BYTES
 
 from .arguments import (
     FIGURES,
@@ -35,6 +34,7 @@ from .arguments import (
 from .failures import EVERY_LAYER, Failures
 from .gallery import Gallery
 from .history import History
+from .order import Order
 from .peers import Peers
 from .pictures import Wanted
 from .session import Moment, Session
@@ -89,7 +89,7 @@ class DeconvCallback(pl.Callback):
             Captum), "beside_captum" (the probe images), "channels" (a table of their numbers),
             "numbers" (scalars).
         max_bytes: Bound of the memory for the strongest units, 256 MiB by default; patches beyond
-            it lie on disk. What they take is said once, at the first validation.
+            it lie on disk. What they take is said once, after the first batch of validation.
         unhooked_images: How many images are kept for a model in which hooks do not fire, as it is
             compiled, and of the training batch where there is no validation. They are run once more.
         mean: What normalisation subtracted, one number or one per input channel; null asks the data
@@ -160,7 +160,7 @@ class DeconvCallback(pl.Callback):
         self._drawn_epoch: int | None = None
         self._drawn_step: int | None = None
         self._due = self._seen = False
-        self._orders: list[Iterator[list[int]] | None] = []
+        self._order = Order()
         self._gallery: Gallery | None = None
         self._said = ""
         self._folder = Path()
@@ -219,7 +219,7 @@ class DeconvCallback(pl.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is sent to other processes or copied: choices, no hooks, threads or images."""
-        gone: dict[str, Any] = {"_sessions": {}, "_gallery": None, "_orders": []}
+        gone: dict[str, Any] = {"_sessions": {}, "_gallery": None, "_order": Order()}
         return self.__dict__ | gone | {"_kept": self.state_dict()}
 
     # ---- begin and end ---------------------------------------------------------------------------
@@ -288,7 +288,7 @@ class DeconvCallback(pl.Callback):
     ) -> None:
         """Puts the hooks on."""
         if session := self._session(trainer, "val"):
-            session.before(batch_idx, dataloader_idx, self._padding(dataloader_idx))
+            session.before(batch_idx, dataloader_idx, self._order.given(batch, dataloader_idx))
 
     def on_validation_batch_end(
         self,
@@ -326,7 +326,7 @@ class DeconvCallback(pl.Callback):
     ) -> None:
         """Puts the hooks on."""
         if session := self._session(trainer, "test"):
-            session.before(batch_idx, dataloader_idx, self._padding(dataloader_idx))
+            session.before(batch_idx, dataloader_idx, self._order.given(batch, dataloader_idx))
 
     def on_test_batch_end(
         self,
@@ -403,7 +403,8 @@ class DeconvCallback(pl.Callback):
                 if key not in self._sessions:
                     self._sessions[key] = self._new_session(trainer, pl_module, key)
                 self._sessions[key].begin(batches[0] if batches else 0)
-                self._orders = [batch_indices(each) for each in _loaders(trainer, key)]
+                loaders = {"val": trainer.val_dataloaders, "test": trainer.test_dataloaders}
+                self._order = Order(loaders.get(key))
 
     def _session(self, trainer: pl.Trainer, key: str) -> Session | None:
         if not self._due or trainer.sanity_checking:
@@ -434,12 +435,6 @@ class DeconvCallback(pl.Callback):
         trainer.callback_metrics.update({k: torch.tensor(v) for k, v in scalars.items()})
         for logger in trainer.loggers if scalars else ():
             logger.log_metrics(scalars, step=_moment(trainer).step)
-
-    def _padding(self, dataloader_idx: int) -> list[int]:
-        """Rows of the next batch that another process counts."""
-        order = self._orders[dataloader_idx] if dataloader_idx < len(self._orders) else None
-        indices = next(order, []) if order is not None else []
-        return [row for row, index in enumerate(indices) if index == NOT_COUNTED]
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         if self.every_n_train_steps is not None:
@@ -540,13 +535,6 @@ def _moment(trainer: pl.Trainer) -> Moment:
     which = "averaged" if trainer.validating else "as trained, not averaged"
     note = f"Weights: {which}." if averages and fitting else ""
     return Moment(trainer.current_epoch, step, note, fitting)
-
-
-def _loaders(trainer: pl.Trainer, key: str) -> list[DataLoader[Any]]:
-    found: Any = {"val": trainer.val_dataloaders, "test": trainer.test_dataloaders}.get(key)
-    loaders = found if isinstance(found, list | tuple) else [found]
-    known = all(isinstance(each, DataLoader) for each in loaders)
-    return list(loaders) if known and trainer.world_size > 1 else []
 
 
 def _empty(stage: str) -> str:

@@ -71,7 +71,7 @@ def twins(maps: Tensor) -> Tensor:
 
 
 def table(top: LayerTop, found: Health) -> str:
-    """The chosen channels' numbers in Markdown.
+    """The chosen channels' numbers in Markdown; images by data index, where that is known.
 
     Args:
         top: What was collected.
@@ -85,13 +85,14 @@ def table(top: LayerTop, found: Health) -> str:
         f"{ALIKE} on the probe images), the strongest has "
         f"{100 * numbers['strongest_energy']:.3g} % of the energy there.",
         "",
-        "| channel | largest activation | fires on | energy | near-duplicate of |",
-        "| ---: | ---: | ---: | ---: | :--- |",
+        "| channel | largest activation | strongest image | fires on | energy | near-duplicate of |",
+        "| ---: | ---: | ---: | ---: | ---: | :--- |",
     ]
-    for channel in top.channels.tolist():
-        twin = int(found.twin[channel])
+    for row, channel in enumerate(top.channels.tolist()):
+        twin, image = int(found.twin[channel]), int(top.identity[row, 0])
+        is_known = image >= 0 and bool(top.exists[row, 0])
         lines.append(
-            f"| {channel} | {float(top.largest[channel]):.4g} | "
+            f"| {channel} | {float(top.largest[channel]):.4g} | {image if is_known else ''} | "
             f"{100 * float(top.fires[channel]):.3g} % | "
             f"{100 * float(found.energy[channel]):.3g} % | {twin if twin >= 0 else ''} |"
         )

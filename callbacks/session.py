@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lit_deconv.layers import named_layers
@@ -20,6 +19,7 @@ from .failures import EVERY_LAYER, OWN_PROBE, SOME_IMAGES, Failures
 from .gallery import Gallery
 from .history import History
 from .isolation import isolated
+from .order import Given
 from .peers import PeerError, Peers
 from .pictures import OF_STRONGEST, LayerPictures, Wanted, draw, model_of, reconstructed
 from .probe import Probe, spread
@@ -90,7 +90,6 @@ class Session:
         """Of the last validation."""
         self._seconds = 0.0
         self._failed = False
-        self._told = False
 
     def begin(self, batches: float) -> None:
         """A validation of so many batches begins; infinity: nobody knows how many."""
@@ -99,10 +98,10 @@ class Session:
         with self._work():
             self.watch.begin(batches)
 
-    def before(self, batch_idx: int, dataloader_idx: int = 0, padding: Sequence[int] = ()) -> None:
-        """A batch begins; some of its rows may be counted by another process."""
+    def before(self, batch_idx: int, dataloader_idx: int = 0, given: Given | None = None) -> None:
+        """A batch begins; of what a loader gave more may be known."""
         with self._work(self._lost):
-            self.watch.before(batch_idx, dataloader_idx, padding)
+            self.watch.before(batch_idx, dataloader_idx, given)
 
     def after(
         self, step: Callable[..., Any], batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -165,11 +164,6 @@ class Session:
         moment: Moment,
     ) -> None:
         watch = self.watch
-        if not self._told:
-            self._told = True
-            rank_zero_info(
-                f"DeconvCallback draws the layers {', '.join(watch.layers)}; {collection.summary()}"
-            )
         # no more than one validation's pictures wait, so that they take no more memory than that
         self._late(self.gallery().finish())
         probe = self._probe(kept)

@@ -14,14 +14,12 @@ from lit_deconv import Deconvnet
 from lit_deconv.engine.units import Layout
 from lit_deconv.top import (
     MAX_BYTES,
-    NOT_COUNTED,
     REDUCTIONS,
     Collector,
     LayerTop,
     SpilledImages,
     TopActivations,
     TopReconstructions,
-    hashed,
     reconstruct_top,
 )
 
@@ -134,19 +132,25 @@ class Collection:
         fits = self._collector.keeps_every_patch
         self._spilled = None if fits else SpilledImages(self._collector.device)
 
-    def enter(self, images: Tensor, padding: Sequence[int] = ()) -> None:
+    def enter(
+        self, images: Tensor, indices: Sequence[int] | None = None, by_hash: bool = True
+    ) -> None:
         """A batch goes into the module.
 
         Args:
             images: [N, C, H, W].
-            padding: Rows that another process counts.
+            indices: Data index of each item of the batch, see ``Collector.begin``; left aside where
+                there are as many images as items no more.
+            by_hash: Whether images are known by a hash all the same.
         """
         start = time.perf_counter()
         if (images.device, images.dtype) != self._kind:
             # the next run may be on another device; what was seen on this one is over
             self._collector = self._new(images)
             self.begin()
-        self._collector.begin(images, _identities(images, padding))
+        if indices is not None and len(indices) != len(images):
+            indices = None
+        self._collector.begin(images, indices, by_hash)
         self._is_open = True
         self.seconds += time.perf_counter() - start
 
@@ -179,14 +183,16 @@ class Collection:
         self,
         images: Probe,
         precision: tuple[str, torch.dtype] | None = None,
-        padding: Sequence[int] = (),
+        indices: Sequence[int] | None = None,
+        by_hash: bool = True,
     ) -> None:
         """Runs the module on images that were not seen while they ran; for use inside `isolated`.
 
         Args:
             images: They, with the other arguments.
             precision: Device type and dtype of the autocast that they ran under.
-            padding: Rows that another process counts.
+            indices: See ``enter``.
+            by_hash: See ``enter``.
         """
         placed = [
             module.register_forward_hook(self._seeing(name)) for name, module in self.layers.items()
@@ -194,7 +200,7 @@ class Collection:
         device, dtype = precision or ("cpu", torch.bfloat16)
         try:
             with torch.no_grad(), torch.autocast(device, dtype, enabled=precision is not None):
-                self.enter(images.images, padding)
+                self.enter(images.images, indices, by_hash)
                 args, kwargs = images.arguments()
                 self.module(*args, **kwargs)
                 self.leave()
@@ -286,15 +292,6 @@ def chosen_channels(total: int, channels: int | Sequence[int] | Literal["all"]) 
             f"{total - 1}"
         )
     return numbers
-
-
-def _identities(images: Tensor, padding: Sequence[int]) -> list[int] | None:
-    if not padding or max(padding) >= len(images):
-        return None
-    identities: list[int] = hashed(images).tolist()
-    for row in padding:
-        identities[row] = NOT_COUNTED
-    return identities
 
 
 def _nothing(top: LayerTop) -> str:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from lit_deconv.layers import automatic, named_layers, unwrapped
 
 from .capture import Call, Capture, NoImageError, first_call
 from .isolation import isolated
+from .order import Given
 from .peers import Peers
 from .probe import Probe, joined, spread
 from .strongest import Collection, Ranking
@@ -97,16 +99,15 @@ class Watch:
             counts = {b: len(rows) for b, rows in self.rows.items()} if self._resumed else None
             self._plan = counts or probe_plan(self.size, batches)
 
-    def before(self, batch_idx: int, dataloader_idx: int = 0, padding: Sequence[int] = ()) -> None:
+    def before(self, batch_idx: int, dataloader_idx: int = 0, given: Given | None = None) -> None:
         """A batch begins: hooks on, unless the model is compiled and would not fire them.
 
         Args:
             batch_idx: Its number.
             dataloader_idx: Its loader.
-            padding: Its rows that another process counts.
+            given: What its loader gave.
         """
         self.batches += 1
-        self._capture.padding = padding
         if self.compiled:
             return
         if self._is_planned(batch_idx, dataloader_idx):
@@ -115,6 +116,7 @@ class Watch:
             self._capture.attach(lambda count: [0], every=True)
         elif self._known:
             self._capture.attach()
+        self._capture.given = given or Given()
 
     def after(
         self,
@@ -198,7 +200,8 @@ class Watch:
         with isolated(self.model):
             for each in again:
                 if each.every is not None:
-                    self.collection.run(each.every, each.precision, self._capture.padding)
+                    indices = self._capture.given.indices
+                    self.collection.run(each.every, each.precision, indices, each.by_hash)
 
     def _keep(self, call: Call, batch_idx: int) -> None:
         share = self._plan.pop(batch_idx)
@@ -234,6 +237,9 @@ class Watch:
                 call.module, self.layers, call.probe, self.ranking, self.peers
             )
         self._capture.collection = self.collection if self.ranks else None
+        rank_zero_info(
+            f"DeconvCallback draws the layers {', '.join(self.layers)}; {self.collection.summary()}"
+        )
 
 
 def probe_plan(size: int, batches: float) -> dict[int, int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from inspect import signature
+from typing import Any
 
 import pytest
 import torch
@@ -242,6 +244,15 @@ def test_images_that_another_process_counts_are_left_out() -> None:
     assert not empty.exists.any()
 
 
+def test_by_hash_indices_say_no_more_than_which_images_count() -> None:
+    x = images(5)
+    collector = Collector(Deconvnet(small_net(), LAYERS).layouts(x), K)
+    collector.begin(x, [3, NOT_COUNTED, 4, 0, NOT_COUNTED], by_hash=True)
+    counted = x[[0, 2, 3]]
+    assert torch.equal(collector.batch[0], counted)
+    assert torch.equal(collector.batch[1], hashed(counted))
+
+
 def test_dead_channels_negative_values_and_what_is_no_number() -> None:
     dead = values_only(torch.zeros(7), range(7), 3, 2)["0"]
     assert dead.identity.tolist() == [[0, 1, 2]]
@@ -279,6 +290,14 @@ def test_known_orders() -> None:
     assert list(batch_indices(DataLoader(x, 3)) or ()) == [[0, 1, 2], [3, 4, 5], [6]]  # type: ignore[arg-type]
     assert batch_indices(DataLoader(x, 3, shuffle=True)) is None  # type: ignore[arg-type]
     assert batch_indices(DataLoader(x, batch_size=None)) is None  # type: ignore[arg-type]
+    if "in_order" in signature(DataLoader).parameters:
+        assert batch_indices(DataLoader(x, 3, num_workers=1, in_order=False)) is None  # type: ignore[arg-type]
+
+    class Backwards(DataLoader[Tensor]):
+        def __iter__(self) -> Any:
+            return iter(list(super().__iter__())[::-1])
+
+    assert batch_indices(Backwards(x, 3)) is None  # type: ignore[arg-type]
     counted: list[int] = []
     for rank, shuffle in itertools.product(range(4), (False, True)):
         sampler = DistributedSampler(x, 4, rank, shuffle=shuffle)  # type: ignore[arg-type,var-annotated]
@@ -438,8 +457,14 @@ def test_on_an_accelerator_nothing_waits() -> None:
     x = images().to("meta")
     model = small_net().to("meta")
     with torch.no_grad(), NoWaiting():
-        for indices in (None, range(23), [NOT_COUNTED, *range(22)]):
-            collector.begin(x, indices)
+        padded = [NOT_COUNTED, *range(22)]
+        for indices, by_hash in (
+            (None, False),
+            (range(23), False),
+            (padded, False),
+            (padded, True),
+        ):
+            collector.begin(x, indices, by_hash)
             out = x
             for name, module in model.named_children():
                 out = module(out)

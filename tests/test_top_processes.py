@@ -15,6 +15,8 @@ from lit_deconv import Deconvnet
 from lit_deconv.top import collect_top, of_all_processes, reconstruct_top
 
 LAYERS = ["1", "3"]
+KINDS = ("sampled", "listed", "apart")
+"""Of data: indices known, hashed, and known to one process alone, which has data of its own."""
 
 
 def net() -> nn.Sequential:
@@ -34,18 +36,21 @@ def one_process(rank: int, world: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world
     )
     try:
-        for known in (True, False):
-            torch.save(results(rank, world, known), f"{folder}/{rank}{known}.pt")
+        for kind in KINDS:
+            torch.save(results(rank, world, kind), f"{folder}/{rank}{kind}.pt")
     finally:
         torch.distributed.destroy_process_group()
 
 
-def results(rank: int, world: int, known: bool) -> dict[str, dict[str, Tensor]]:
+def results(rank: int, world: int, kind: str) -> dict[str, dict[str, Tensor]]:
     x, model = images(), net()
     # 13 images for two processes: the sampler gives one of them to both
     sampler: DistributedSampler[Tensor] = DistributedSampler(x, world, rank, shuffle=False)  # type: ignore[arg-type]
     loader: DataLoader[Tensor] = DataLoader(x, 3, sampler=sampler)  # type: ignore[arg-type]
-    top = collect_top(model, loader if known else list(loader), LAYERS, 4, progress=False)
+    if kind == "apart":
+        loader = DataLoader(x[rank::world], 3)  # type: ignore[arg-type]
+    given = list(loader) if kind == "listed" else loader
+    top = collect_top(model, given, LAYERS, 4, progress=False)
     found = reconstruct_top(Deconvnet(model, LAYERS), top)
     by_layer = {}
     for name, layer in top.items():
@@ -69,15 +74,16 @@ def results(rank: int, world: int, known: bool) -> dict[str, dict[str, Tensor]]:
 def test_two_processes_find_what_one_does() -> None:
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(one_process, (2, folder), nprocs=2)
-        for known in (True, False):
-            found = [torch.load(Path(folder) / f"{rank}{known}.pt") for rank in range(2)]
-            compare(known, found)
+        for kind in KINDS:
+            found = [torch.load(Path(folder) / f"{rank}{kind}.pt") for rank in range(2)]
+            compare(kind, found)
 
 
-def compare(known: bool, found: list[dict[str, dict[str, Tensor]]]) -> None:
+def compare(kind: str, found: list[dict[str, dict[str, Tensor]]]) -> None:
     x, model = images(), net()
     loader: DataLoader[Tensor] = DataLoader(x, 3)  # type: ignore[arg-type]
-    top = collect_top(model, loader if known else list(loader), LAYERS, 4, progress=False)
+    given = loader if kind == "sampled" else list(loader)
+    top = collect_top(model, given, LAYERS, 4, progress=False)
     expected = reconstruct_top(Deconvnet(model, LAYERS), top)
     for name, layer in top.items():
         zero, one = found[0][name], found[1][name]
@@ -95,6 +101,6 @@ def compare(known: bool, found: list[dict[str, dict[str, Tensor]]]) -> None:
             torch.testing.assert_close(
                 result["reconstructions"], expected[name].images, rtol=1e-4, atol=1e-6
             )
-            if known:
+            if kind != "listed":
                 torch.testing.assert_close(result["fires"], layer.fires)
                 assert int(result["images"]) == 13

@@ -101,13 +101,16 @@ class Collector:
             raise ValueError("there is no batch between end() and begin()")
         return self._images, self._identity
 
-    def begin(self, images: Tensor, indices: Sequence[int] | None = None) -> None:
+    def begin(
+        self, images: Tensor, indices: Sequence[int] | None = None, by_hash: bool = False
+    ) -> None:
         """A batch goes into the model.
 
         Args:
             images: [N, C, H, W]. Copied, as models may write to their input.
             indices: Data index of each; ``NOT_COUNTED`` (-1) for one that another process counts.
                 Without them an image is known by a hash of its pixels.
+            by_hash: It is so with them too: they say no more than which images count.
         """
         self.drop()
         self._seen = set()
@@ -120,18 +123,20 @@ class Collector:
         with torch.inference_mode(False), torch.no_grad():
             self._images = images.detach().clone()
             self._rows = None
-            if indices is None:
+            if indices is not None:
+                if len(indices) != len(images):
+                    raise ValueError(
+                        f"{len(indices)} indices for {len(images)} images: expected one each"
+                    )
+                counted = [row for row, index in enumerate(indices) if index != NOT_COUNTED]
+                if len(counted) < len(images):
+                    self._rows = _sent(counted, images.device)
+                    self._images = self._images.index_select(0, self._rows)
+                    indices = [indices[row] for row in counted]
+            if indices is None or by_hash:
                 self._identity = hashed(self._images)
-                return
-            if len(indices) != len(images):
-                raise ValueError(
-                    f"{len(indices)} indices for {len(images)} images: expected one each"
-                )
-            counted = [row for row, index in enumerate(indices) if index != NOT_COUNTED]
-            if len(counted) < len(images):
-                self._rows = _sent(counted, images.device)
-                self._images = self._images.index_select(0, self._rows)
-            self._identity = _sent([indices[row] for row in counted], images.device)
+            else:
+                self._identity = _sent(indices, images.device)
 
     def see(self, layer: str, output: Tensor) -> None:
         """A layer answers. What it returned may be overwritten afterwards.
@@ -172,7 +177,8 @@ class Collector:
     def drop(self) -> None:
         """The batch came to nothing, such as by an exception: its images are let go."""
         for metric in self.metrics.values():
-            metric.seen = None
+            if metric.seen is not None:  # a metric is slow to write to
+                metric.seen = None
         self._images = self._identity = self._rows = None
 
     def reset(self) -> None:

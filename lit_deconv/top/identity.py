@@ -44,8 +44,9 @@ def hashed(images: Tensor) -> Tensor:
 def batch_indices(loader: DataLoader[Any]) -> Iterator[list[int]] | None:
     """The data indices of each batch that a loader will give, where they are known beforehand.
 
-    That is so for samplers that draw no random numbers of their own: sequential ones, and those of
-    ``DistributedSampler``, whose padding (images given to two processes) is ``NOT_COUNTED``.
+    That is so for samplers that draw no random numbers of their own: sequential ones in a run of
+    one process (of several, each may have data of its own), and those of ``DistributedSampler``,
+    whose padding (images given to two processes) is ``NOT_COUNTED``.
 
     Args:
         loader: Reads map-style data.
@@ -54,11 +55,13 @@ def batch_indices(loader: DataLoader[Any]) -> Iterator[list[int]] | None:
         Indices batch by batch; None where they are not known.
     """
     batches = getattr(loader, "batch_sampler", None)
-    if type(batches) is not BatchSampler:
+    # a loader of its own class, or one whose workers overtake each other, may give another order
+    is_kept = type(loader).__iter__ is DataLoader.__iter__ and getattr(loader, "in_order", True)
+    if type(batches) is not BatchSampler or not is_kept:
         return None
     sampler = batches.sampler
     if type(sampler) is SequentialSampler:
-        return iter(batches)
+        return iter(batches) if _processes() == 1 else None
     if type(sampler) is DistributedSampler:
         return _without_padding(batches, sampler)
     return None
@@ -74,6 +77,12 @@ def _without_padding(
         ]
         position += len(batch) * sampler.num_replicas
         yield [i if real else NOT_COUNTED for i, real in zip(batch, counted, strict=True)]
+
+
+def _processes() -> int:
+    distributed = torch.distributed
+    together = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if together else 1
 
 
 def _odd_numbers(count: int, device: torch.device) -> Tensor:

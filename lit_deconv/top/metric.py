@@ -170,8 +170,9 @@ class TopOfProcess:
             looks = _may_look(maps.device)
             best, place = (maps.amax(2), None) if looks else maps.max(2)
             best = best.float()
-            self.broken = self.broken + best.isnan().sum(0)
-            best = best.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+            if not looks or bool(best.sum().isnan()):  # of what is no number no sum is one
+                self.broken = self.broken + best.isnan().sum(0)
+                best = best.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
             if len(best):
                 self.largest = torch.maximum(self.largest, best.amax(0))
             self.fires = self.fires + (best > 0).sum(0)
@@ -220,8 +221,6 @@ class TopOfProcess:
             identity: int64 [N], who they are.
         """
         self.units = units
-        if _may_look(units.device):
-            self.bar = bar_of(units)
         if self.examples is not None:
             self.examples.update(units, images, identity)
         if not self.keep_patches:
@@ -312,7 +311,9 @@ def _settle(metrics: Sequence[TopOfProcess], images: Tensor, identity: Tensor) -
         channels = reached.any(1).nonzero().squeeze(1)
         if not len(channels):
             return
-        slots, samples, valid = admitted(units[channels], best[channels], identity)
+        slots, samples, valid = admitted(
+            units[channels], best[channels], identity, reached[channels]
+        )
     else:
         slots, samples, valid = admitted(units, best, identity)
     changed = Changed(
@@ -340,6 +341,9 @@ def _settle(metrics: Sequence[TopOfProcess], images: Tensor, identity: Tensor) -
     )
     entry = torch.where(changed.enters[:, None], entry, units[channel, slot])
     units = units.index_put((channel, slot), entry)
+    if looks:
+        for metric, bar in zip(metrics, bar_of(units).split(sizes), strict=True):
+            metric.bar = bar
     start = 0
     for metric, part, new in zip(metrics, units.split(sizes), changed.split(counts), strict=True):
         if len(new.slot):

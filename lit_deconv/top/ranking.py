@@ -7,6 +7,7 @@ process that holds its patch, and the slot where it does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -59,6 +60,11 @@ class Bar(NamedTuple):
         """Whether images [N] are stronger; best [C, N] -> bool [C, N]."""
         tied = (best >= self.tie[:, None]) & (identity < self.last[:, None])
         return tied | (best >= self.above[:, None])
+
+    def split(self, sizes: Sequence[int]) -> list[Bar]:
+        """One for each layer, of its own memory."""
+        parts = zip(*(column.split(sizes) for column in self), strict=True)
+        return [Bar(*(column.clone() for column in columns)) for columns in parts]
 
     def to(self, device: torch.device) -> Bar:
         """The same on another device."""
@@ -151,18 +157,28 @@ def bar_of(units: Tensor) -> Bar:
     return Bar(as_value(weakest << _BUCKET_BITS), as_value((weakest + 1) << _BUCKET_BITS), last)
 
 
-def admitted(units: Tensor, best: Tensor, identity: Tensor) -> Admitted:
+def admitted(
+    units: Tensor, best: Tensor, identity: Tensor, reached: Tensor | None = None
+) -> Admitted:
     """Which images of a batch enter, and whose slots they take. Those that stay keep theirs.
 
     Args:
         units: int64 [C, K, FIELDS].
         best: [C, N], the largest activation in each image's map, without NaN.
         identity: int64 [N].
+        reached: bool [C, N], the only ones that can enter; None where nobody may look.
     """
-    most, images = units.shape[1], best.shape[1]
+    key, identity = as_key(best), identity.expand(len(best), -1)
+    if reached is not None:
+        # few, and sorting the others would take the longest
+        columns = _first_true(reached, int(reached.sum(1).max()))
+        possible = reached.gather(1, columns)
+        key = torch.where(possible, key.gather(1, columns), _LOWEST)
+        identity = torch.where(possible, identity.gather(1, columns), EMPTY)
+    most, images = units.shape[1], key.shape[1]
     order = ranked(
-        torch.cat([units[..., KEY], as_key(best)], 1),
-        torch.cat([units[..., IDENTITY], identity.expand(len(best), -1)], 1),
+        torch.cat([units[..., KEY], key], 1),
+        torch.cat([units[..., IDENTITY], identity], 1),
         most,
     )
     stays = torch.zeros(len(best), most + images, dtype=torch.bool, device=best.device)
@@ -170,7 +186,10 @@ def admitted(units: Tensor, best: Tensor, identity: Tensor) -> Admitted:
     # As many enter as leave: the first that enters takes the first slot that is left, and so on.
     leaves, enters = ~stays[:, :most], stays[:, most:]
     samples = _first_true(enters, min(most, images))
-    return Admitted(_first_true(leaves, min(most, images)), samples, enters.gather(1, samples))
+    valid = enters.gather(1, samples)
+    if reached is not None:
+        samples = columns.gather(1, samples)
+    return Admitted(_first_true(leaves, min(most, images)), samples, valid)
 
 
 def resolved(units: Tensor, k: int) -> Tensor:

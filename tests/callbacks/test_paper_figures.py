@@ -19,14 +19,14 @@ from callback_models import (
     tiny_net,
     trainer,
 )
-from lit_deconv.callbacks import DeconvCallback, gallery
+from lit_deconv.callbacks import DeconvCallback, gallery, watch
 from lit_deconv.callbacks.health import health, twins
 from lit_deconv.callbacks.history import EPOCHS, SIDE, History
 from PIL import ImageChops
 
 from lit_deconv.engine.geometry import ReceptiveField
 from lit_deconv.engine.units import Layout
-from lit_deconv.top import LayerTop, SpilledImages, TopReconstructions
+from lit_deconv.top import Collector, LayerTop, SpilledImages, TopReconstructions
 
 
 def top_of(channels: int, fires: list[float]) -> LayerTop:
@@ -197,6 +197,26 @@ def test_patches_that_do_not_fit_lie_on_disk(
             assert a.activations == pytest.approx(b.activations)
             assert torch.equal(a.patches, b.patches)
             assert torch.allclose(a.reconstructions, b.reconstructions, atol=1e-6)
+
+
+def test_memory_is_said_once_before_any_patch_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    settle = Collector.end
+
+    def settling(own: Collector) -> None:
+        events.append("kept")
+        settle(own)
+
+    monkeypatch.setattr(Collector, "end", settling)
+    monkeypatch.setattr(watch, "rank_zero_info", events.append)
+    fit(tmp_path, 2, max_bytes=1 << 20, log=["channels"])
+    said, *rest = events
+    assert "layers net.1, net.4" in said
+    assert "MiB (bound 1 MiB)" in said
+    # two epochs of two batches
+    assert rest == ["kept"] * 4
 
 
 def test_at_most_one_validation_in_so_many_steps(tmp_path: Path) -> None:
