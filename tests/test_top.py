@@ -355,7 +355,7 @@ def test_the_bound_is_kept_and_numbers_beyond_it_are_refused() -> None:
 
 @pytest.mark.parametrize("looks", [True, False])
 def test_whole_images_of_the_strongest_units(looks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_deconv.top.metric._may_look", lambda device: looks)
+    monkeypatch.setattr("lit_deconv.top.counting._may_look", lambda device: looks)
     model, x = small_net(), images()
     parts = [x[:9], x[9:]]
     collector = collected(model, [x + 3], [None], examples=3, channels=[4, 0, 2, 1])
@@ -497,5 +497,5 @@ def test_on_cuda_nothing_waits_and_the_result_is_the_cpus() -> None:
 def test_the_accelerators_way_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = small_net(), images()
     reference = collected(model, x.split(5), [None] * 5).compute()
-    monkeypatch.setattr("lit_deconv.top.metric._may_look", lambda device: False)
+    monkeypatch.setattr("lit_deconv.top.counting._may_look", lambda device: False)
     equal(collected(model, x.split(5), [None] * 5).compute(), reference)

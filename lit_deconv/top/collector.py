@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_deconv.engine.errors import LayerError
 from lit_deconv.engine.units import Layout
+from lit_deconv.top.counting import REDUCTIONS, Counted, TopOfProcess, settle
 from lit_deconv.top.examples import Examples
 from lit_deconv.top.identity import NOT_COUNTED, hashed, several_processes
 from lit_deconv.top.memory import (
@@ -20,7 +21,6 @@ from lit_deconv.top.memory import (
     estimate,
     total_bytes,
 )
-from lit_deconv.top.metric import REDUCTIONS, Counted, TopOfProcess, settle
 from lit_deconv.top.ranking import HOLDER, IDENTITY, KEY, PLACE, SLOT, as_value, bar_of
 from lit_deconv.top.result import Images, LayerTop, TopActivations
 
@@ -324,7 +324,7 @@ def _examples(
 def _kind(merges: bool) -> type[TopOfProcess]:
     if not merges:
         return TopOfProcess
-    from lit_deconv.top.merging import TopUnits
+    from lit_deconv.top.metric import TopUnits
 
     return TopUnits
 
