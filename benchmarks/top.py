@@ -6,15 +6,14 @@ Generated JPEG files, random weights. For each number of images two processes in
 forward over the same files with the same reader, and `lit-deconv top`. Times are of the stages that
 `top` notes in its index: looking at all images, reading the winners once more, drawing. Only the first
 grows with the number of images; so the last rows reckon what 1.3 million would take. Peak memory is the
-largest resident set of the process; disk is sampled while it runs. `--draw-seconds` stops the run (as
-Ctrl-C does) after so much drawing, and the whole of it is reckoned from the pages that were drawn.
+largest resident set of the process; disk is sampled while it runs. `--draw-seconds` stops the run
+after so much drawing, and the whole of it is reckoned from the pages that were drawn.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -124,7 +123,7 @@ def top(folder: Path, output: Path, asked: Any) -> Used:
             if not began and pages.is_dir():
                 began = time.monotonic()
             if stop and began and not asked_to_stop and time.monotonic() - began > stop:
-                process.send_signal(signal.SIGINT)
+                process.terminate()
                 asked_to_stop = True
             time.sleep(0.5)
         err.seek(0)
