@@ -32,7 +32,7 @@ def build_demo(small: bool = False, seed: int = 0, cache: str | None = None) -> 
         module, epochs = ZFNet(datamodule.num_classes, width=8), 1
     else:
         datamodule = Composites(seed=seed, cache=cache)
-        module, epochs = ZFNet(datamodule.num_classes), 8
+        module, epochs = ZFNet(datamodule.num_classes), 7
     return Demo(
         module,
         datamodule,
