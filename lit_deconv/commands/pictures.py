@@ -121,6 +121,7 @@ class Pictures:
                 ahead = [pool.submit(self.read, i) for i in range(start + size, stop)]
                 read = [(start + i, future.result()) for i, future in enumerate(reading)]
                 found = {number: tensor for number, tensor in read if tensor is not None}
+                self._keep(found)
                 if found:
                     yield list(found), torch.stack(list(found.values()))
 
@@ -137,10 +138,14 @@ class Pictures:
                 self.skipped[str(path)] = str(error)
                 print(f"skipped {path}: {error}", file=sys.stderr)
             return None
-        if tensor.nbytes <= self.room:
-            self.room -= tensor.nbytes
-            self._kept[number] = tensor
         return tensor
+
+    def _keep(self, read: Mapping[int, Tensor]) -> None:
+        """Keep pictures as long as there is room: the first of all, whichever thread was faster."""
+        for number, tensor in read.items():
+            if number not in self._kept and tensor.nbytes <= self.room:
+                self.room -= tensor.nbytes
+                self._kept[number] = tensor
 
     def __call__(self, numbers: Sequence[int]) -> Tensor:
         """Pictures [M, C, H, W] once more.
@@ -152,7 +157,9 @@ class Pictures:
         gone = [n for n, tensor in zip(numbers, read, strict=True) if tensor is None]
         if gone:
             raise OSError(f"{self.paths[gone[0]]} cannot be read any more; start again without it")
-        return torch.stack([tensor for tensor in read if tensor is not None])
+        found = {n: tensor for n, tensor in zip(numbers, read, strict=True) if tensor is not None}
+        self._keep(found)
+        return torch.stack([found[number] for number in numbers])
 
 
 def find_pictures(wanted: Sequence[str]) -> list[Path]:
