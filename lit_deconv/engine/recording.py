@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Protocol, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,16 +12,17 @@ from torch import Tensor
 from lit_deconv.engine.autograd import AutogradRecording
 from lit_deconv.engine.geometry import ReceptiveField, receptive_field, whole_image
 from lit_deconv.engine.patches import NotLocal, PatchPlan, plan
-from lit_deconv.engine.signal import Signal, Window
-from lit_deconv.engine.tape import Tape, Value
-from lit_deconv.engine.walk import FULL_FROM, on_path, walk
-
-Span: TypeAlias = "tuple[tuple[int, int], ...] | None"
+from lit_deconv.engine.signal import Signal, Span, Window
+from lit_deconv.engine.tape import Op, Tape
+from lit_deconv.engine.walk import FULL_FROM, Part, on_path, union, walk, walk_in_parts
 
 # Bytes of the largest map of signals that one chunk of units may make: about a cache on a CPU,
 # enough work to fill the device elsewhere.
-_CHUNK_BYTES = {"cpu": 8 << 20}
+_CHUNK_BYTES = {"cpu": 4 << 20}
 _CHUNK_BYTES_ELSEWHERE = 256 << 20
+
+# Parts that start together: their seeds are small beside what they grow to.
+_PARTS = 16
 
 
 def rows_per_chunk(largest: int, device: torch.device) -> int:
@@ -46,8 +47,13 @@ class Recording(Protocol):
     def walk(self, layer: str, seed: Signal) -> list[Signal | None]:
         """Full-map seeds at the layer back to each input."""
 
-    def walk_units(self, layer: str, units: Tensor, span: Span = None) -> list[Signal | None]:
-        """Units [U, 2 + D], each alone with its own activation, back to each input."""
+    def walk_units(
+        self, layer: str, units: Tensor, parts: Sequence[Part]
+    ) -> Iterator[tuple[int, list[Signal | None]]]:
+        """Units [U, 2 + D], each alone with its own activation, back to each input.
+
+        Part by part, or several parts in one: how many units, and what arrived of them.
+        """
 
     def receptive_field(self, layer: str) -> ReceptiveField:
         """The receptive fields of the layer's units."""
@@ -55,11 +61,14 @@ class Recording(Protocol):
     def interior(self, layer: str) -> Span:
         """Positions whose units see nothing outside any map; None where that is not known."""
 
-    def maps_per_chunk(self, layer: str) -> int:
-        """How many seeds that fill the layer's map to walk at a time."""
+    def walk_maps(self, layer: str, maps: Tensor) -> Iterator[tuple[int, list[Signal | None]]]:
+        """Feature maps [M, 2] of channel and sample, each alone, back to each input.
 
-    def units_per_chunk(self, layer: str) -> int:
-        """How many units to walk at a time."""
+        Some at a time: how many, and what arrived of them.
+        """
+
+    def units_per_part(self, layer: str) -> int:
+        """How many units may stay together all the way."""
 
 
 class OnTape:
@@ -74,10 +83,12 @@ class OnTape:
         """See ``Recording``."""
         return walk(self.tape, self.tape.layers[layer], seed)
 
-    def walk_units(self, layer: str, units: Tensor, span: Span = None) -> list[Signal | None]:
+    def walk_units(
+        self, layer: str, units: Tensor, parts: Sequence[Part]
+    ) -> Iterator[tuple[int, list[Signal | None]]]:
         """See ``Recording``. A unit starts as a window of one place, in one channel."""
-        seed = unit_seed(self.activations[layer], units, span)
-        return walk(self.tape, self.tape.layers[layer], seed)
+        seed = unit_seed(self.activations[layer], units, union(part.span for part in parts))
+        return walk_in_parts(self.tape, self.tape.layers[layer], seed, parts, self._room(layer))
 
     def receptive_field(self, layer: str) -> ReceptiveField:
         """See ``Recording``."""
@@ -88,30 +99,44 @@ class OnTape:
         found = self._plan(layer)
         return None if found is None else found.interior()
 
-    def maps_per_chunk(self, layer: str) -> int:
+    def walk_maps(self, layer: str, maps: Tensor) -> Iterator[tuple[int, list[Signal | None]]]:
         """See ``Recording``."""
-        return self._per_chunk(value.shape[1:].numel() for value in self._passed(layer))
+        room = self._room(layer, whole=True)
+        most = min(room.values(), default=1)
+        for together in maps.split(most * _PARTS) if len(maps) else ():
+            channel, sample = together.unbind(1)
+            values = self.activations[layer][sample, channel].unsqueeze(1)
+            seed = Signal(values, sample, channel=channel)
+            parts = [Part(len(part)) for part in together.split(most)]
+            yield from walk_in_parts(self.tape, self.tape.layers[layer], seed, parts, room)
 
-    def units_per_chunk(self, layer: str) -> int:
-        """See ``Recording``. A window that has grown to the map stays a map from there on."""
-        found = self._plan(layer)
-        if found is None:
-            return self.maps_per_chunk(layer)
-        sizes, full = [], False
-        for value in self._passed(layer):
-            window, whole = math.prod(found.extents[value].size), value.map_size.numel()
-            full = full or window >= FULL_FROM * whole
-            sizes.append(value.shape[1] * (whole if full else window))
-        return self._per_chunk(sizes)
+    def units_per_part(self, layer: str) -> int:
+        """See ``Recording``."""
+        return min(self._room(layer).values(), default=1)
 
-    def _passed(self, layer: str) -> list[Value]:
-        """The values that a signal from the layer passes, last first."""
-        path = on_path(self.tape, self.tape.layers[layer])
-        return [value for _, value in path] + self.tape.inputs
+    def _room(self, layer: str, whole: bool = False) -> dict[Op, int]:
+        """How many seeds may pass each op together: windows, or ``whole`` maps.
 
-    def _per_chunk(self, numbers: Iterable[int]) -> int:
+        A window that has grown to the map stays a map from there on.
+        """
+        windows, room = None if whole else self._plan(layer), {}
+        for op, _ in on_path(self.tape, self.tape.layers[layer]):
+            sizes = []
+            for value in op.parents():
+                size = value.map_size.numel()
+                if windows is not None and value in windows.extents:
+                    window = math.prod(windows.extents[value].size)
+                    if window < FULL_FROM * size:
+                        size = window
+                    else:
+                        windows = None
+                sizes.append(value.shape[1:2].numel() * size)
+            room[op] = self._rows(max(sizes))
+        return room
+
+    def _rows(self, numbers: int) -> int:
         image = self.images[0]
-        return rows_per_chunk(max(numbers) * image.element_size(), image.device)
+        return rows_per_chunk(numbers * image.element_size(), image.device)
 
     def _plan(self, layer: str) -> PatchPlan | None:
         """Which part of each value a unit needs; None where that is not known."""
@@ -160,14 +185,18 @@ class ByAutograd:
             return [Signal(image) for image in self.recording.walk(layer, values)]
         return [Signal(i) for i in self.recording.walk_units(layer, seed.sample, values)]
 
-    def walk_units(self, layer: str, units: Tensor, span: Span = None) -> list[Signal | None]:
+    def walk_units(
+        self, layer: str, units: Tensor, parts: Sequence[Part]
+    ) -> Iterator[tuple[int, list[Signal | None]]]:
         """See ``Recording``."""
         activation = self.activations[layer]
-        seeds = activation.new_zeros(len(units), *activation.shape[1:])
-        rows = torch.arange(len(units), device=units.device)
-        places = (rows, *units[:, 1:].unbind(1))
-        seeds[places] = activation[units.unbind(1)]
-        return [Signal(image) for image in self.recording.walk_units(layer, units[:, 0], seeds)]
+        for some in units.split([part.count for part in parts]):
+            seeds = activation.new_zeros(len(some), *activation.shape[1:])
+            rows = torch.arange(len(some), device=some.device)
+            places = (rows, *some[:, 1:].unbind(1))
+            seeds[places] = activation[some.unbind(1)]
+            found = self.recording.walk_units(layer, some[:, 0], seeds)
+            yield len(some), [Signal(image) for image in found]
 
     def receptive_field(self, layer: str) -> ReceptiveField:
         """The whole image: autograd does not say what a unit sees."""
@@ -177,14 +206,17 @@ class ByAutograd:
         """See ``Recording``: there are no windows here."""
         return None
 
-    def maps_per_chunk(self, layer: str) -> int:
-        """See ``Recording``: here a chunk is bounded by the images it returns."""
+    def walk_maps(self, layer: str, maps: Tensor) -> Iterator[tuple[int, list[Signal | None]]]:
+        """See ``Recording``."""
+        for some in maps.split(self.units_per_part(layer)) if len(maps) else ():
+            channel, sample = some.unbind(1)
+            values = self.activations[layer][sample, channel].unsqueeze(1)
+            yield len(values), self.walk(layer, Signal(values, sample, channel=channel))
+
+    def units_per_part(self, layer: str) -> int:
+        """See ``Recording``: here it is bounded by the images that they return."""
         largest = max(image[0].numel() * image.element_size() for image in self.recording.inputs)
         return max(1, _CHUNK_BYTES_ELSEWHERE // max(1, largest))
-
-    def units_per_chunk(self, layer: str) -> int:
-        """See ``Recording``."""
-        return self.maps_per_chunk(layer)
 
 
 def cropped(signal: Signal | None, image: Tensor, field: ReceptiveField, units: Tensor) -> Tensor:

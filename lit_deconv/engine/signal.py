@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+Span: TypeAlias = "tuple[tuple[int, int], ...] | None"
 _Index: TypeAlias = "tuple[slice, ...]"
 
 # Values in a unit's window from which, on a CPU, one copy a unit beats one lookup a value.
@@ -26,14 +27,15 @@ class Window:
         position: int64 [U, D], each unit's position in the layer's map.
         stride: Pixels of this map per step of position, per dimension.
         shift: Where the window of the unit at position 0 starts, per dimension.
-        span: Smallest and largest position per dimension, where they are known without asking the
-            device; then windows that all lie inside their map need no clipping.
+        span: Bounds of the positions per dimension, where they are known without asking the device;
+            then windows that all lie inside their map need no clipping, and what lies outside it for
+            all of them need not be carried along.
     """
 
     position: Tensor
     stride: tuple[int, ...]
     shift: tuple[int, ...]
-    span: tuple[tuple[int, int], ...] | None = None
+    span: Span = None
 
     def inside(self, size: Sequence[int], map_size: Sequence[int]) -> bool:
         """Whether all windows of ``size`` are known to lie in the map. False where it is not known."""
@@ -46,6 +48,22 @@ class Window:
             )
         )
 
+    def seen(self, size: Sequence[int], map_size: Sequence[int]) -> list[tuple[int, int]]:
+        """First and last + 1 place, per dimension, of windows of ``size`` that some unit has in the map.
+
+        At least one place, though none may lie in the map. All where the positions are not known.
+        """
+        if self.span is None:
+            return [(0, extent) for extent in size]
+        found = []
+        for (low, high), stride, shift, extent, whole in zip(
+            self.span, self.stride, self.shift, size, map_size, strict=True
+        ):
+            first = min(max(0, -(high * stride + shift)), extent - 1)
+            stop = max(min(extent, whole - (low * stride + shift)), first + 1)
+            found.append((first, stop))
+        return found
+
     def offset(self) -> Tensor:
         """First row, column, ... of each window, int64 [U, D]; may lie outside the map."""
         stride = self.position.new_tensor(self.stride)
@@ -53,17 +71,13 @@ class Window:
 
     def moved(self, stride: Sequence[int], shift: Sequence[int]) -> Window:
         """The window one op further back: offset * stride + shift."""
-        return Window(
-            self.position,
-            tuple(old * step for old, step in zip(self.stride, stride, strict=True)),
-            tuple(
+        return replace(
+            self,
+            stride=tuple(old * step for old, step in zip(self.stride, stride, strict=True)),
+            shift=tuple(
                 old * step + add for old, step, add in zip(self.shift, stride, shift, strict=True)
             ),
         )
-
-    def rows(self, units: slice) -> Window:
-        """The windows of some of the units."""
-        return replace(self, position=self.position[units])
 
 
 @dataclass(frozen=True)
@@ -110,6 +124,37 @@ class Signal:
             self, values=values.scatter_(1, index, self.values), channel=None, owned=True
         )
 
+    def rows(
+        self, seeds: slice, span: Span, map_size: Sequence[int], shared: dict[int, Tensor]
+    ) -> Signal:
+        """Some of the seeds, without what lies outside the map for all of them.
+
+        Args:
+            seeds: Which.
+            span: Bounds of their positions, where known.
+            map_size: Sizes of the map behind samples and channels.
+            shared: What was cut already, by the id of the tensor it was cut from: signals that share
+                a tensor share it afterwards, too.
+        """
+
+        def cut(tensor: Tensor) -> Tensor:
+            if id(tensor) not in shared:
+                shared[id(tensor)] = tensor[seeds]
+            return shared[id(tensor)]
+
+        part = replace(
+            self,
+            values=self.values[seeds],
+            sample=cut(self._samples()) if self.sample is None else cut(self.sample),
+            channel=None if self.channel is None else cut(self.channel),
+        )
+        if self.window is None:
+            return part
+        position = cut(self.window.position)
+        return replace(part, window=replace(self.window, position=position, span=span)).trimmed(
+            map_size
+        )
+
     def of(self, recorded: Tensor) -> Tensor:
         """Rows of something recorded per image, [N, ...] -> [U, ...], one for each seed."""
         if self.sample is None or recorded.shape[0] == 1:
@@ -150,6 +195,17 @@ class Signal:
         if self.owned:
             return self.anew(self.values.masked_fill_(~inside, fill))
         return self.anew(torch.where(inside, self.values, fill))
+
+    def trimmed(self, map_size: Sequence[int]) -> Signal:
+        """``clipped``, and without the margins that lie outside the map for every unit."""
+        assert self.window is not None
+        size = self.values.shape[2:]
+        seen = self.window.seen(size, map_size)
+        if seen == [(0, extent) for extent in size]:
+            return self.clipped(map_size)
+        values = self.values[(..., *(slice(first, stop) for first, stop in seen))].contiguous()
+        window = self.window.moved((1,) * len(seen), [first for first, _ in seen])
+        return replace(self, values=values, window=window, owned=True).clipped(map_size)
 
     def full(self, map_size: Sequence[int]) -> Signal:
         """The signal on the whole map: each window put in its place, zero elsewhere.

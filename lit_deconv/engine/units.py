@@ -1,4 +1,4 @@
-"""Single units in bulk: in chunks, those inside the image apart from those at its border."""
+"""Single units in bulk: those whose windows leave the image alike go together."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from torch import Tensor
 
 from lit_deconv.engine.geometry import ReceptiveField, receptive_field
 from lit_deconv.engine.patches import NotLocal, PatchPlan, plan, whole_flops
-from lit_deconv.engine.recording import Recording, Span, cropped, places, rows_per_chunk
-from lit_deconv.engine.signal import Signal, Window
+from lit_deconv.engine.recording import Recording, cropped, places, rows_per_chunk
+from lit_deconv.engine.signal import Signal, Span, Window
 from lit_deconv.engine.tape import Op, Tape, Value
-from lit_deconv.engine.walk import pixels
+from lit_deconv.engine.walk import Part, pixels, union
+
+# Parts of less than one in so many of what they may hold cost more than the margins that they save: in
+# a walk, and over patches, whose way forward has margins anyway.
+_FEW_WALKED, _FEW_PATCHED = 8, 2
 
 
 @dataclass(frozen=True)
@@ -181,13 +185,13 @@ def _by_patches(
         value.shape[1] * torch.Size(extent.size).numel() for value, extent in plan.extents.items()
     )
     rows = rows_per_chunk(largest * images.element_size(), images.device)
-    for chosen, span in _groups(units, plan.interior()):
-        for index in chosen.split(rows):
-            chunk = units[index]
-            at = places(chunk, span)
-            activation, tape = plan.forward(cut(chunk, at), at)
-            own = activation.gather(1, chunk[:, 1:2]).squeeze(1)
-            yield index, own, plan.reverse(tape, own, chunk[:, 1], at)
+    order, parts = _parts(units, plan.interior(), rows, _FEW_PATCHED)
+    for index, part in zip(order.split([part.count for part in parts]), parts, strict=True):
+        chunk = units[index]
+        at = places(chunk, part.span)
+        activation, tape = plan.forward(cut(chunk, at), at)
+        own = activation.gather(1, chunk[:, 1:2]).squeeze(1)
+        yield index, own, plan.reverse(tape, own, chunk[:, 1], at)
 
 
 def walked_units(
@@ -207,12 +211,14 @@ def walked_units(
     """
     field = recording.receptive_field(layer)
     results = [_empty(image, field, units, crop) for image in images]
-    for chosen, span in _groups(units, recording.interior(layer)):
-        for index in chosen.split(recording.units_per_chunk(layer)) if len(chosen) else ():
-            chunk = units[index]
-            found = recording.walk_units(layer, chunk, span)
-            for result, signal, image in zip(results, found, images, strict=True):
-                result.index_copy_(0, index, _finished(signal, image, field, chunk, crop))
+    rows = recording.units_per_part(layer)
+    order, parts = _parts(units, recording.interior(layer), rows, _FEW_WALKED)
+    start = 0
+    for count, found in recording.walk_units(layer, units[order], parts):
+        some = order[start : start + count]
+        for result, signal, image in zip(results, found, images, strict=True):
+            result.index_copy_(0, some, _finished(signal, image, field, units[some], crop))
+        start += count
     return [_with_boxes(result, field, units, crop) for result in results]
 
 
@@ -230,34 +236,84 @@ def walked_maps(
     Returns:
         [M, N, ...] for each input.
     """
-    activation, count = recording.activations[layer], len(images[0])
+    count = len(images[0])
     samples = torch.arange(count, device=channels.device)
     rows = torch.cartesian_prod(channels, samples).view(-1, 2)
-    parts: list[list[Tensor]] = [[image.new_empty(0, *image.shape[1:])] for image in images]
-    for channel, sample in (
-        part.unbind(1) for part in rows.split(recording.maps_per_chunk(layer)) if len(part)
-    ):
-        seed = Signal(activation[sample, channel].unsqueeze(1), sample, channel=channel)
-        found = recording.walk(layer, seed)
-        for part, signal, image in zip(parts, found, images, strict=True):
-            part.append(pixels(signal, image, len(sample)))
+    results = [image.new_empty(len(rows), *image.shape[1:]) for image in images]
+    start = 0
+    for some, found in recording.walk_maps(layer, rows):
+        for result, signal, image in zip(results, found, images, strict=True):
+            result[start : start + some] = pixels(signal, image, some)
+        start += some
     return [
-        torch.cat(part).view(len(channels), count, *image.shape[1:])
-        for part, image in zip(parts, images, strict=True)
+        result.view(len(channels), count, *image.shape[1:])
+        for result, image in zip(results, images, strict=True)
     ]
 
 
-def _groups(units: Tensor, interior: Span) -> Iterator[tuple[Tensor, Span]]:
-    """Units that see nothing outside the image, with the bounds of their positions, then the others."""
-    if interior is None:
-        yield torch.arange(len(units), device=units.device), None
-        return
+def _parts(units: Tensor, interior: Span, rows: int, share: int) -> tuple[Tensor, list[Part]]:
+    """In which order to walk units, and which of them go together all the way.
+
+    Units whose windows leave the image alike go together, so that none computes what lies outside it
+    for all of them. A device that would have to be asked for that tells apart only those that see
+    nothing outside the image.
+
+    Args:
+        units: int64 [U, 2 + D].
+        interior: Positions whose windows do not leave any map, where they are known.
+        rows: Largest part.
+        share: Units that leave the image differently go together where there are less than
+            ``rows / share`` of them.
+
+    Returns:
+        Their order, int64 [U], and the parts in that order.
+    """
     positions = units[:, 2:]
-    low = positions.new_tensor([bounds[0] for bounds in interior])
-    high = positions.new_tensor([bounds[1] for bounds in interior])
+    if len(units) == 0 or positions.shape[1] == 0 or units.device.type != "cpu":
+        return _inside_first(positions, interior, rows)
+    low, high = positions.new_zeros(2, positions.shape[1])
+    if interior is not None:
+        low, high = (positions.new_tensor(bounds) for bounds in zip(*interior, strict=True))
+        nowhere = low > high
+        low, high = low.where(~nowhere, (low + high) // 2), high.where(~nowhere, (low + high) // 2)
+    margin = (positions - low).clamp(max=0) + (positions - high).clamp(min=0)
+    # Margins are told apart by steps of ``step`` positions, as finely as fills the parts.
+    step = 1
+    while True:
+        steps = margin.sign() * margin.abs().add(step - 1).div(step, rounding_mode="floor")
+        kinds, kind, counts = steps.unique(dim=0, return_inverse=True, return_counts=True)
+        if len(kinds) * rows <= 2 * len(units) or step > margin.abs().max():
+            break
+        step *= 2
+    # Of a step before the interior, in it, and behind it:
+    first = torch.where(kinds > 0, high + (kinds - 1) * step + 1, low + kinds * step)
+    last = torch.where(kinds < 0, low + (kinds + 1) * step - 1, high + kinds * step)
+    spans = [tuple(bounds) for bounds in torch.stack([first, last], 2).tolist()]
+    parts: list[Part] = []
+    few: list[Part] = []
+    for count, span in zip(counts.tolist(), spans, strict=True):
+        few.append(Part(count, tuple(map(tuple, span))))
+        if sum(part.count for part in few) * share >= rows:
+            parts += _filled(few, rows)
+            few = []
+    return kind.argsort(stable=True), parts + _filled(few, rows)
+
+
+def _filled(few: list[Part], rows: int) -> list[Part]:
+    """All of these together, in parts of at most ``rows``."""
+    count, span = sum(part.count for part in few), union(part.span for part in few)
+    return [Part(min(rows, count - start), span) for start in range(0, count, rows)]
+
+
+def _inside_first(positions: Tensor, interior: Span, rows: int) -> tuple[Tensor, list[Part]]:
+    order = torch.arange(len(positions), device=positions.device)
+    if interior is None or len(positions) == 0:
+        return order, _filled([Part(len(positions))], rows)
+    low, high = (positions.new_tensor(bounds) for bounds in zip(*interior, strict=True))
     inside = ((positions >= low) & (positions <= high)).all(1)
-    yield inside.nonzero().squeeze(1), interior
-    yield (~inside).nonzero().squeeze(1), None
+    inner, outer = order[inside], order[~inside]
+    parts = _filled([Part(len(inner), interior)], rows) + _filled([Part(len(outer))], rows)
+    return torch.cat([inner, outer]), parts
 
 
 def _finished(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_deconv.engine.errors import AmbiguousProduct, UnsupportedOp, refusal
-from lit_deconv.engine.signal import Signal, added
+from lit_deconv.engine.signal import Signal, Span, added
 from lit_deconv.engine.tape import Op, Tape, Value
 
 # A window with this share of its map's area costs more to place and clip than it saves.
@@ -33,11 +36,67 @@ def walk(
         UnsupportedOp: An op on the way has no rule, or one that cannot honour it.
         AmbiguousProduct: A product of two activations has no one way back.
     """
-    signals: dict[Value, Signal] = {target: seed}
-    for op in reversed(tape.ops):
+    ((_, arrived),) = walk_in_parts(tape, target, seed, [Part(len(seed.values))], {}, full_from)
+    return arrived
+
+
+class Part(NamedTuple):
+    """Seeds that stay together all the way.
+
+    Attributes:
+        count: How many.
+        span: Bounds of their positions, where known, see ``Window``.
+    """
+
+    count: int
+    span: Span = None
+
+
+def walk_in_parts(
+    tape: Tape,
+    target: Value,
+    seed: Signal,
+    parts: Sequence[Part],
+    room: Mapping[Op, int],
+    full_from: float = FULL_FROM,
+) -> Iterator[tuple[int, list[Signal | None]]]:
+    """The same with all seeds together as far as there is room for them, and in parts from there on.
+
+    Near the layer, where windows are small, many seeds share one call of a convolution; near the
+    image a few fill the cache.
+
+    Args:
+        tape: The recorded forward pass.
+        target: Where the seeds sit.
+        seed: One row a seed.
+        parts: All of the seeds, in order.
+        room: How many seeds may pass an op together; as many as there are where it says nothing.
+        full_from: As above.
+
+    Yields:
+        The number of seeds of a part, or of several, and what arrived of them at the inputs.
+    """
+    yield from _walk_on(tape, len(tape.ops), {target: seed}, parts, room, full_from)
+
+
+def _walk_on(
+    tape: Tape,
+    behind: int,
+    signals: dict[Value, Signal],
+    parts: Sequence[Part],
+    room: Mapping[Op, int],
+    full_from: float,
+) -> Iterator[tuple[int, list[Signal | None]]]:
+    """From the ops before number ``behind`` back."""
+    for number in reversed(range(behind)):
+        op = tape.ops[number]
         for index, output in enumerate(op.outputs):
             if output is None or output not in signals or op.name == "input":
                 continue
+            if len(parts) > 1 and _count(parts) > room.get(op, math.inf):
+                for some, own in _split(signals, _grouped(parts, room[op])):
+                    yield from _walk_on(tape, number + 1, own, some, room, full_from)
+                return
             why = why_unsupported(op, output, tape.samples)
             if why or op.rule is None:
                 raise refusal(op, why)
@@ -52,10 +111,60 @@ def walk(
                     contribution = _sum(signals[parent], contribution, parent)
                 signals[parent] = contribution
     arrived = [signals.get(value) for value in tape.inputs]
-    return [
-        signal and signal.dense(value.shape[1])
-        for signal, value in zip(arrived, tape.inputs, strict=True)
-    ]
+    yield (
+        _count(parts),
+        [
+            signal and signal.dense(value.shape[1])
+            for signal, value in zip(arrived, tape.inputs, strict=True)
+        ],
+    )
+
+
+def _count(parts: Sequence[Part]) -> int:
+    return sum(part.count for part in parts)
+
+
+def _grouped(parts: Sequence[Part], most: int) -> list[list[Part]]:
+    """Neighbouring parts together, as many as there is room for, at least one."""
+    groups: list[list[Part]] = [[]]
+    for part in parts:
+        if groups[-1] and _count(groups[-1]) + part.count > most:
+            groups.append([])
+        groups[-1].append(part)
+    return groups
+
+
+def _split(
+    signals: Mapping[Value, Signal], groups: Sequence[list[Part]]
+) -> Iterator[tuple[list[Part], dict[Value, Signal]]]:
+    start = 0
+    for group in groups:
+        seeds = slice(start, start + _count(group))
+        span = union(part.span for part in group)
+        shared: dict[int, Tensor] = {}  # signals of the same seeds hold the same tensors
+        yield (
+            group,
+            {
+                value: signal.rows(seeds, span, value.map_size, shared)
+                for value, signal in signals.items()
+            },
+        )
+        start = seeds.stop
+
+
+def union(spans: Iterable[Span]) -> Span:
+    """Bounds that hold all of several; None where one of them is not known."""
+    joined: Span = None
+    for number, span in enumerate(spans):
+        if span is None:
+            return None
+        if number == 0:
+            joined = span
+        elif joined is not None:
+            joined = tuple(
+                (min(a, c), max(b, d)) for (a, b), (c, d) in zip(joined, span, strict=True)
+            )
+    return joined
 
 
 def why_unsupported(op: Op, output: Value, samples: int) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,16 +37,38 @@ def convolution(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
     grouped = op["groups"] != 1 and weight.shape[1] != 1
     if signal.channel is not None and (grouped or len(signal.values) == 0):
         signal = signal.dense(output(op).shape[1])
+    padding = per_dim(op["padding"], weight.ndim - 2)  # one number for "valid"
+    map_size = op["input"].map_size
+    covered = _covered(op, signal.values.shape[2:], weight)
+    if signal.window is None:
+        here = [(side, side + extent) for side, extent in zip(padding, map_size, strict=True)]
+        window = None
+    else:
+        window = signal.window.moved(op["stride"], [-side for side in padding])
+        here = window.seen(covered, map_size)
+        window = window.moved([1] * len(here), [first for first, _ in here])
     if signal.channel is not None:
         signal = _of_one_channel(op, signal, weight)
+        signal = signal.anew(_cut(signal.values, here))
     else:
-        signal = signal.anew(transposed_convolution(op, signal.values, weight))
-    if signal.window is None:
-        yield op["input"], signal.map(lambda values: _cut(op, values))
-    else:
-        padding = per_dim(op["padding"], weight.ndim - 2)  # one number for "valid"
-        window = signal.window.moved(op["stride"], [-side for side in padding])
-        yield op["input"], replace(signal, window=window).clipped(op["input"].map_size)
+        signal = signal.anew(transposed_convolution(op, signal.values, weight, here))
+    signal = replace(signal, window=window)
+    yield op["input"], signal.clipped(map_size) if window else signal
+
+
+def _covered(op: Op, size: Sequence[int], weight: Tensor) -> list[int]:
+    """Extents of all pixels under a block of ``size`` values at a convolution's output."""
+    stride, dilation = _steps(op, weight)
+    return [
+        (extent - 1) * step + (kernel - 1) * reach + 1
+        for extent, step, kernel, reach in zip(
+            size, stride, weight.shape[2:], dilation, strict=True
+        )
+    ]
+
+
+def _steps(op: Op, weight: Tensor) -> tuple[list[int], list[int]]:
+    return per_dim(op["stride"], weight.ndim - 2), per_dim(op["dilation"], weight.ndim - 2)
 
 
 def _adjoint(op: Op, values: Tensor, weight: Tensor) -> Tensor:
@@ -60,20 +82,53 @@ def _adjoint(op: Op, values: Tensor, weight: Tensor) -> Tensor:
     )[0]  # fmt: skip
 
 
-def transposed_convolution(op: Op, values: Tensor, weight: Tensor) -> Tensor:
-    """The transposed convolution without padding: all that the windows cover.
+def transposed_convolution(
+    op: Op, values: Tensor, weight: Tensor, here: Sequence[tuple[int, int]]
+) -> Tensor:
+    """The transposed convolution, or a part of all that the windows cover.
 
     Args:
         op: A convolution.
         values: [U, C, *window] at its output.
         weight: Its filters, in the dtype of ``values``.
+        here: First and last + 1 of the pixels wanted, per dimension, counted from the first that the
+            windows cover. Those behind the last that they cover are zero.
     """
-    stride = op["stride"]
+    stride, dilation = _steps(op, weight)
     strided = len(stride) == 2 and stride[0] == stride[1] > 1 and op["groups"] == 1
-    if strided and weight.shape[1] <= _FEW_CHANNELS and list(op["dilation"]) == [1, 1]:
-        return _by_subpixels(values, weight, stride[0])
+    if strided and weight.shape[1] <= _FEW_CHANNELS and dilation == [1, 1]:
+        return _cut(_by_subpixels(values, weight, stride[0]), here)
     transposed = _TRANSPOSED[weight.ndim - 2]
-    return transposed(values, weight, stride=stride, dilation=op["dilation"], groups=op["groups"])
+    if max(stride) > 1 and weight.shape[2:].numel() == 1:
+        return _spread(transposed(values, weight, groups=op["groups"]), stride, here)
+    # What PyTorch cuts off both sides is not computed, and the rest is computed faster.
+    padding, added = [], []
+    covered = _covered(op, values.shape[2:], weight)
+    for (first, stop), extent, step, reach in zip(here, covered, stride, dilation, strict=True):
+        more = first - (extent - stop)  # than what is cut off behind
+        padding.append(first if 0 <= more < max(step, reach) else min(first, max(extent - stop, 0)))
+        added.append(more if 0 <= more < max(step, reach) else 0)
+    found = transposed(
+        values, weight, stride=stride, padding=padding, output_padding=added, groups=op["groups"],
+        dilation=dilation,
+    )  # fmt: skip
+    left = [(first - side, stop - side) for (first, stop), side in zip(here, padding, strict=True)]
+    return _cut(found, left)
+
+
+def _spread(values: Tensor, stride: Sequence[int], here: Sequence[tuple[int, int]]) -> Tensor:
+    """Values ``stride`` pixels apart, zero between them: see ``transposed_convolution``."""
+    found = values.new_zeros(*values.shape[:2], *(stop - first for first, stop in here))
+    taken: list[slice] = [slice(None)] * 2
+    there: list[slice] = [slice(None)] * 2
+    for (first, stop), step, extent in zip(here, stride, values.shape[2:], strict=True):
+        begin, end = -(-first // step), min(-(-stop // step), extent)
+        taken.append(slice(begin, end))
+        there.append(
+            slice(begin * step - first, None if end == 0 else (end - 1) * step - first + 1, step)
+        )
+    found[tuple(there)] = values[tuple(taken)]
+    return found
 
 
 def _by_subpixels(values: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -113,11 +168,9 @@ def _of_one_channel(op: Op, signal: Signal, weight: Tensor) -> Signal:
     return replace(signal, values=values, channel=channel, owned=True)
 
 
-def _cut(op: Op, values: Tensor) -> Tensor:
-    """The map out of what the windows cover: padding cut off, pixels that no window saw put back."""
+def _cut(values: Tensor, here: Sequence[tuple[int, int]]) -> Tensor:
+    """A part of each map; zero where it reaches behind the map's end."""
     sides: list[int] = []
-    map_size = op["input"].map_size
-    paddings = per_dim(op["padding"], len(map_size))
-    for dim, (padding, extent) in enumerate(zip(paddings, map_size, strict=True)):
-        sides = [-padding, padding + extent - values.shape[2 + dim], *sides]
-    return F.pad(values, sides)
+    for (first, stop), extent in zip(here, values.shape[2:], strict=True):
+        sides = [-first, stop - extent, *sides]
+    return F.pad(values, sides) if any(sides) else values

@@ -15,7 +15,7 @@ from lit_deconv.engine.errors import refusal
 from lit_deconv.engine.registry import reverse_rule
 from lit_deconv.engine.rules._shared import refuse_samples
 from lit_deconv.engine.rules.resampling import per_dim
-from lit_deconv.engine.signal import Signal, Window, widened
+from lit_deconv.engine.signal import Signal, Window
 from lit_deconv.engine.tape import Op, Options
 
 
@@ -145,12 +145,22 @@ def max_pool(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
     if switches.window is None:
         codes = signal.of_window(switches.codes)
     else:
-        signal = widened(signal, switches.window.shift, switches.codes.shape[2:])
-        codes = switches.codes
-    assert signal.window is not None
+        codes = _under(signal, switches.codes, switches.window)
     unpooled = unpool(signal.values, codes, switches)
     window = signal.window.moved(switches.stride, [-side for side in switches.padding])
-    yield op["self"], Signal(unpooled, signal.sample, window, owned=True)
+    yield op["self"], Signal(unpooled, signal.sample, window, owned=True).trimmed(map_size)
+
+
+def _under(signal: Signal, codes: Tensor, window: Window) -> Tensor:
+    """The codes of a signal's window out of those of a larger one."""
+    assert signal.window is not None
+    here = [
+        slice(first - start, first - start + extent)
+        for first, start, extent in zip(
+            signal.window.shift, window.shift, signal.values.shape[2:], strict=True
+        )
+    ]
+    return codes[(..., *here)]
 
 
 def unpool(values: Tensor, codes: Tensor, switches: Switches) -> Tensor:

@@ -1,0 +1,154 @@
+"""Units in bulk: together near the layer, in parts near the image, without what lies outside it."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_deconv import Deconvnet
+from lit_deconv.engine import recording, units
+from lit_deconv.engine.recorder import record
+from lit_deconv.engine.rules.convolution import transposed_convolution
+from lit_deconv.engine.signal import Signal, Window
+from lit_deconv.engine.units import _parts
+from lit_deconv.engine.walk import Part, union, walk, walk_in_parts
+
+from .definition import all_units, assert_close
+
+
+def branched() -> nn.Module:
+    """Strides, overlapping pools, a skip and a branch, so that windows are joined on the way."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 6, 5, stride=2, padding=3)
+            self.pool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
+            self.norm = nn.BatchNorm2d(6)
+            self.left = nn.Conv2d(6, 6, 3, padding=1)
+            self.right = nn.Conv2d(6, 4, 1)
+            self.down = nn.Conv2d(10, 5, 1, stride=2)
+            self.last = nn.Conv2d(5, 4, 3, padding=2, dilation=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(self.norm(self.pool(F.relu(self.first(x)))))
+            y = torch.cat([y + F.relu(self.left(y)), self.right(y)], 1)
+            return F.relu(self.last(F.relu(self.down(F.pad(y, (1, 1, 1, 1))))))
+
+    torch.manual_seed(0)
+    net = Net().double().eval()
+    net.norm.running_var.uniform_(0.5, 2)
+    return net
+
+
+@pytest.mark.parametrize("via", ["images", "patches"])
+@pytest.mark.parametrize("room", [1, 3, 10**6])
+def test_all_units_at_once_are_each_as_on_the_full_map(
+    via: str, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (recording, units):
+        monkeypatch.setattr(module, "rows_per_chunk", lambda largest, device: room)
+    net, images = branched(), torch.randn(2, 3, 45, 38, dtype=torch.float64)
+    wanted = all_units(Deconvnet(net, "last").activations(images).shape)
+    wanted = wanted[torch.randperm(len(wanted), generator=torch.Generator().manual_seed(1))]
+    found = Deconvnet(net, "last", path="rules").reconstruct(images, wanted, via=via)
+    expected = Deconvnet(net, "last", path="autograd").reconstruct(images, wanted)
+    assert_close(found, expected)
+
+
+def test_seeds_part_where_there_is_no_more_room() -> None:
+    """Far from the image all pass together; the pieces come back in order."""
+    net, images = branched(), torch.randn(3, 3, 40, 40, dtype=torch.float64)
+    tape = record(net, (images,), {"last": net.last}, model=net)
+    target = tape.layers["last"]
+    seed = Signal(torch.randn(7, *target.shape[1:], dtype=torch.float64), torch.arange(7) % 3)
+    convolutions = [op for op in tape.ops if op.name == "convolution"]
+    sizes: list[int] = []
+    room = {convolutions[-1]: 7, convolutions[0]: 3}
+    parts = [Part(2), Part(2), Part(1), Part(2)]
+    found = []
+    for count, (signal,) in walk_in_parts(tape, target, seed, parts, room):
+        assert signal is not None
+        sizes.append(count)
+        found.append(signal.values)
+    assert sizes == [2, 3, 2]
+    (whole,) = walk(tape, target, seed)
+    assert whole is not None
+    assert_close(torch.cat(found), whole.values)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (3, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize("channels", [3, 6])
+def test_a_part_of_a_transposed_convolution(
+    kernel: int, stride: int, dilation: int, channels: int
+) -> None:
+    """The same numbers as cutting it out of the whole, zeros behind it."""
+    weight = torch.randn(5, channels, kernel, kernel, dtype=torch.float64)
+    layer = nn.Conv2d(channels, 5, kernel, stride, dilation=dilation).double().eval()
+    image = torch.randn(1, channels, 30, 30, dtype=torch.float64)
+    tape = record(layer, (image,), {"": layer}, model=layer)
+    (op,) = (op for op in tape.ops if op.name == "convolution")
+    values = torch.randn(2, 5, 4, 3, dtype=torch.float64)
+    whole = F.conv_transpose2d(values, weight, stride=stride, dilation=dilation)
+    height, width = whole.shape[2:]
+    for first, stop in itertools.product((0, 1, 3), (height - 2, height, height + 1)):
+        if stop <= first:
+            continue
+        here = [(first, stop), (1, width + 2)] if width > 1 else [(first, stop), (0, width)]
+        right = max(0, here[1][1] - width)
+        padded = F.pad(whole, (0, right, 0, max(0, stop - height)))
+        expected = padded[:, :, here[0][0] : here[0][1], here[1][0] : here[1][1]]
+        assert_close(transposed_convolution(op, values, weight, here), expected)
+
+
+@pytest.mark.parametrize("interior", [None, ((2, 4), (3, 5)), ((5, 3), (5, 3)), ((0, 8), (0, 8))])
+@pytest.mark.parametrize("rows", [1, 4, 100])
+@pytest.mark.parametrize("share", [1, 8])
+def test_parts_hold_every_unit_once_within_its_bounds(
+    interior: tuple[tuple[int, int], ...] | None, rows: int, share: int
+) -> None:
+    places = torch.randint(0, 9, (200, 2), generator=torch.Generator().manual_seed(0))
+    order, parts = _parts(F.pad(places, (2, 0)), interior, rows, share)
+    assert sorted(order.tolist()) == list(range(200))
+    assert sum(part.count for part in parts) == 200
+    assert max(part.count for part in parts) <= rows
+    start = 0
+    for count, span in parts:
+        assert span is not None
+        here = places[order[start : start + count]]
+        for dim, (low, high) in enumerate(span):
+            assert low <= here[:, dim].min()
+            assert here[:, dim].max() <= high
+        start += count
+
+
+def test_units_that_see_the_same_part_of_the_image_go_together() -> None:
+    corners = torch.tensor([[0, 0, 0, 0], [0, 0, 8, 8], [0, 0, 4, 4]] * 4)
+    order, parts = _parts(corners, ((3, 5), (3, 5)), 4, 8)
+    assert [part.count for part in parts] == [4, 4, 4]
+    groups = [corners[rows, 2].unique().tolist() for rows in order.split(4)]
+    assert groups == [[0], [4], [8]]
+    assert parts[1].span == ((3, 5), (3, 5))
+
+
+def test_what_lies_outside_the_map_for_all_is_not_carried_along() -> None:
+    position = torch.tensor([[0], [1]])
+    window = Window(position, (2,), (-3,), ((0, 1),))
+    values = torch.arange(14.0).view(2, 1, 7)  # at -3 to 3 and at -1 to 5
+    trimmed = Signal(values, None, window).trimmed([5])
+    assert trimmed.window is not None
+    assert trimmed.window.shift == (-2,)  # the first is at -3 and at -1
+    assert trimmed.values.shape[2] == 6
+    full = trimmed.full([5]).values
+    assert full.tolist() == [[[3.0, 4, 5, 6, 0]], [[8.0, 9, 10, 11, 12]]]
+
+
+def test_bounds_of_several() -> None:
+    assert union([((0, 1), (4, 4)), ((3, 5), (2, 3))]) == ((0, 5), (2, 4))
+    assert union([((0, 1),), None]) is None
+    assert union([]) is None
