@@ -26,7 +26,7 @@ from lit_deconv.top import (
     hashed,
     total_bytes,
 )
-from lit_deconv.top.ranking import as_key, as_value, merged
+from lit_deconv.top.ranking import as_key, as_value, bar_of, merged, no_units
 
 K = 4
 LAYERS = ["0", "2", "4", "5"]
@@ -232,6 +232,15 @@ def test_an_image_counts_once() -> None:
         assert layer.values.tolist() == [[5, 3, 1, -torch.inf]]
         assert layer.exists.tolist() == [[True, True, True, False]]
         assert layer.held.tolist() == [[True, True, True, False]]
+
+
+def test_of_a_batch_only_what_can_enter_is_looked_at() -> None:
+    best = torch.tensor([9.0, 9.0, 9.0, 8.0, 7.0, 7.0 + 1e-6, 5.0, 4.0])
+    identity = [3, 3, 3, 4, 5, 6, 7, 8]
+    # three are kept: of 3, of 4, and, as 5 and 6 are tied, of 5
+    reached = bar_of(no_units(1, 2)).reached(best[None], torch.tensor(identity), 3)
+    assert reached.tolist() == [[True] * 6 + [False] * 2]
+    equal(values_only(best, identity, 3, 8), values_only(best, identity, 3, 1))
 
 
 def test_images_that_another_process_counts_are_left_out() -> None:

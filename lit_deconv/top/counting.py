@@ -182,7 +182,7 @@ class TopOfProcess:
                 place = None if place is None else place.index_select(1, self.chosen)
             best = best.t().contiguous()
             if place is None:
-                reached = self.bar.reached(best, identity)
+                reached = self.bar.reached(best, identity, self.units.shape[1])
                 self.seen = Seen(best, self._places(maps, reached), reached)
             else:
                 self.seen = Seen(best, place.t(), None)

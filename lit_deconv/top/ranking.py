@@ -56,10 +56,25 @@ class Bar(NamedTuple):
     above: Tensor
     last: Tensor
 
-    def reached(self, best: Tensor, identity: Tensor) -> Tensor:
-        """Whether images [N] are stronger; best [C, N] -> bool [C, N]."""
+    def reached(self, best: Tensor, identity: Tensor, most: int) -> Tensor:
+        """Which images can enter: stronger than a kept unit, and among the strongest of their batch.
+
+        Args:
+            best: [C, N], the largest activation in each image's map, without NaN.
+            identity: int64 [N].
+            most: How many units are kept.
+
+        Returns:
+            bool [C, N].
+        """
         tied = (best >= self.tie[:, None]) & (identity < self.last[:, None])
-        return tied | (best >= self.above[:, None])
+        stronger = tied | (best >= self.above[:, None])
+        if int(stronger.sum(1).amax()) <= most:
+            return stronger
+        # of an image that is there twice a single unit is kept
+        most = min(most + len(identity) - len(identity.unique()), len(identity))
+        last = as_key(best.topk(most, 1).values[:, -1:]) >> _BUCKET_BITS
+        return stronger & (best >= as_value(last << _BUCKET_BITS))
 
     def split(self, sizes: Sequence[int]) -> list[Bar]:
         """One for each layer, of its own memory."""
