@@ -3,7 +3,8 @@
     python benchmarks/collector.py [--images 2048] [--channels 16] [--pairs 9] [--stem cifar]
 
 ResNet-18 over generated 32 x 32 images, at its automatic layers: the same pass with and without the
-collector's hooks, in turn, then the bytes that are kept after once and ten times the images.
+collector's hooks, batch by batch in turn, then the bytes that are kept after once and ten times the
+images.
 """
 
 from __future__ import annotations
@@ -58,26 +59,23 @@ def main() -> None:
     print(f"layers: {', '.join(layers)}; {given.channels or 'all'} channels; {given.device}")
     print(f"{given.images} images in batches of {given.batch}, {given.threads} threads")
 
-    def collected(batches: list[Tensor]) -> None:
-        collector.reset()
+    def shown(number: int, batch: Tensor, indices: range | None) -> None:
+        if not number:
+            collector.reset()
         with hooked(net, collector):
-            for start, batch in enumerate(batches):
-                count = len(batch)
-                collector.begin(batch, range(start * count, start * count + count))
-                model(batch)
-                collector.end()
-
-    def hashing(batches: list[Tensor]) -> None:
-        collector.reset()
-        with hooked(net, collector):
-            for batch in batches:
-                collector.begin(batch)
-                model(batch)
-                collector.end()
-
-    def plain(batches: list[Tensor]) -> None:
-        for batch in batches:
+            collector.begin(batch, indices)
             model(batch)
+            collector.end()
+
+    def collected(number: int, batch: Tensor) -> None:
+        first = number * given.batch
+        shown(number, batch, range(first, first + len(batch)))
+
+    def hashing(number: int, batch: Tensor) -> None:
+        shown(number, batch, None)
+
+    def plain(number: int, batch: Tensor) -> None:
+        model(batch)
 
     batches = list(images.split(given.batch))
     with torch.no_grad():
@@ -89,9 +87,11 @@ def main() -> None:
             )
         estimated = total_bytes(collector.bytes.values())
         few = batches[:2]
-        collected(few)
+        for number, batch in enumerate(few):
+            collected(number, batch)
         once = kept(collector)
-        collected(few * 10)
+        for number, batch in enumerate(few * 10):
+            collected(number, batch)
         print(
             f"kept bytes: {once} after {sum(map(len, few))} images, {kept(collector)} after ten "
             f"times as many, {estimated} estimated"
@@ -99,33 +99,40 @@ def main() -> None:
 
 
 def compared(
-    plain: Callable[[list[Tensor]], None],
-    other: Callable[[list[Tensor]], None],
+    plain: Callable[[int, Tensor], None],
+    other: Callable[[int, Tensor], None],
     batches: list[Tensor],
     pairs: int,
     device: str,
 ) -> tuple[list[float], float]:
-    """Ratios of alternating pairs, after a pass of each to get warm; the plain pass's median."""
+    """Ratios of pairs of passes, after a pair to get warm; the plain pass's median.
 
-    def seconds(run: Callable[[list[Tensor]], None]) -> float:
+    The two passes of a pair take turns batch by batch, so that both see the machine slow down.
+    """
+
+    def seconds(run: Callable[[int, Tensor], None], number: int) -> float:
         # On a CPU the process's own time: others on the machine do not count.
         clock = time.perf_counter if device == "cuda" else time.process_time
         began = clock()
-        run(batches)
+        run(number, batches[number])
         if device == "cuda":
             torch.cuda.synchronize()
         return clock() - began
 
-    seconds(plain), seconds(other)
     ratios, plains = [], []
     gc.disable()
-    for pair in range(pairs):
-        if pair % 2:
-            after, before = seconds(other), seconds(plain)
-        else:
-            before, after = seconds(plain), seconds(other)
-        ratios.append(after / before)
-        plains.append(before)
+    for pair in range(-1, pairs):
+        before = after = 0.0
+        for number in range(len(batches)):
+            if (pair + number) % 2:
+                after += seconds(other, number)
+                before += seconds(plain, number)
+            else:
+                before += seconds(plain, number)
+                after += seconds(other, number)
+        if pair >= 0:
+            ratios.append(after / before)
+            plains.append(before)
     gc.enable()
     return ratios, statistics.median(plains)
 
