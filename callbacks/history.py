@@ -18,8 +18,8 @@ __all__ = ["History"]
 
 ROWS = 16
 """Channels a layer, at most."""
-EPOCHS = 8
-"""Columns, at most."""
+EPOCHS = 7
+"""Columns, at most: as many as the figure has in one line."""
 SIDE = 64
 """Reconstructions larger than this are averaged down."""
 _CLIP = 0.995

@@ -431,11 +431,17 @@ class TestFigures:
         assert below[1] == column
         assert below[0] > top
 
-    def test_figure4_of_many_epochs_is_not_too_wide(self) -> None:
-        epochs = list(range(10))
-        rows = [Evolution(0, epochs, list(torch.randn(10, 3, 27, 27)), [1.0] * 10)]
-        assert figure4(rows, HEADING).shape[2] == 2 * page.CARD
-        one = Evolution(0, [3], [torch.randn(3, 27, 27)], [1.0])
+    @pytest.mark.parametrize(("count", "lines"), [(4, [4]), (7, [7]), (8, [4, 4]), (10, [5, 5])])
+    def test_figure4_of_many_epochs_has_lines_as_long_as_each_other(
+        self, count: int, lines: list[int]
+    ) -> None:
+        images = torch.randn(count, 3, 31, 31)
+        drawn = figure4([Evolution(0, range(count), list(images), [1.0] * count)], HEADING)
+        assert drawn.shape[2] == 2 * page.CARD
+        side = 31 * (3 if count == 7 else 4)
+        tops = [find(drawn, magnify(enhance(image), side, side))[0] for image in images]
+        assert [tops.count(top) for top in sorted(set(tops))] == lines
+        one = Evolution(0, [3], [images[0]], [1.0])
         assert figure4([one], HEADING).shape[2] == page.CARD
 
     def test_filters_all_or_evenly_spaced(self) -> None:

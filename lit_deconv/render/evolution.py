@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import Image
 from torch import Tensor
@@ -22,6 +23,9 @@ from lit_deconv.render.heading import (
     some,
 )
 from lit_deconv.render.pixels import Look, count_nonfinite, magnify, to_pil
+
+COLUMNS = 7
+"""So many epochs stand in one line; with more of them even `epoch 9` would need two."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,8 @@ class Evolution:
 def figure4(rows: Sequence[Evolution], heading: Heading, look: Look | None = None) -> Tensor:
     """How each channel's strongest reconstruction evolves: a row a channel, its epochs in order.
 
-    Zeiler & Fergus, figure 4. An epoch stands in the same place in every row; where they are too
-    many for one line, a row takes several. Choose the epochs with `thin_epochs`.
+    Zeiler & Fergus, figure 4. An epoch stands in the same place in every row; where there are more
+    than `COLUMNS`, a row takes several lines. Choose the epochs with `thin_epochs`.
 
     Args:
         rows: One per channel.
@@ -67,9 +71,10 @@ def figure4(rows: Sequence[Evolution], heading: Heading, look: Look | None = Non
     """
     look = look or Look()
     epochs = sorted({epoch for row in some(rows, "rows") for epoch in row.epochs})
-    scale, across, most = in_a_row(len(epochs))
+    scale, across, widest = in_a_row(len(epochs), COLUMNS)
+    sized = partial(magnify, least=min(LEAST, widest), most=widest, smooth=False)
     drawn = {
-        (row.channel, epoch): to_pil(magnify(enhanced(image, look), LEAST, most))
+        (row.channel, epoch): to_pil(sized(enhanced(image, look)))
         for row in rows
         for epoch, image in zip(row.epochs, row.reconstructions, strict=True)
         if image is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,7 +16,7 @@ from lit_deconv.render.pixels import Look, enhance, to_tensor
 T = TypeVar("T")
 
 LEAST = 96
-"""No reconstruction is drawn smaller than this."""
+"""No reconstruction is drawn smaller than this, where it has the room."""
 
 LARGE = 144
 """Pictures with a longer side lose too much when three of them stand in a card."""
@@ -88,17 +89,18 @@ def fitting(sides: Iterable[int]) -> int:
     return 2 if max(sides, default=0) > LARGE else 1
 
 
-def in_a_row(count: int) -> tuple[int, int, int]:
-    """How pictures stand beside each other: three in a card, six in a figure twice as wide.
+def in_a_row(count: int, most: int = 6) -> tuple[int, int, int]:
+    """How pictures stand beside each other: three in a card, more in a figure twice as wide.
 
     Args:
         count: How many there are to show together.
+        most: How many stand in a row there; more take several rows, as long as each other.
 
     Returns:
         How many cards wide the figure is, how many stand in a row, how wide each may be.
     """
     scale = 1 if count <= 3 else 2
-    across = 3 * scale
+    across = 3 if count <= 3 else math.ceil(count / math.ceil(count / most))
     return scale, across, (room(scale) - (across - 1) * page.GAP) // across
 
 
