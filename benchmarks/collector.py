@@ -3,8 +3,8 @@
     python benchmarks/collector.py [--images 2048] [--channels 16] [--pairs 9] [--stem cifar]
 
 ResNet-18 over generated 32 x 32 images, at its automatic layers: the same pass with and without the
-collector's hooks, batch by batch in turn, then the bytes that are kept after once and ten times the
-images.
+collector's hooks, batch by batch in turn; what of it was spent in the hooks themselves, which is
+steadier; and the bytes that are kept after once and ten times the images.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,13 +60,29 @@ def main() -> None:
     print(f"layers: {', '.join(layers)}; {given.channels or 'all'} channels; {given.device}")
     print(f"{given.images} images in batches of {given.batch}, {given.threads} threads")
 
+    # On a CPU the process's own time: others on the machine do not count.
+    clock = time.perf_counter if given.device == "cuda" else time.process_time
+    inside: list[float] = []
+
+    def noted(hook: Callable[..., None], *arguments: Any) -> None:
+        began = clock()
+        hook(*arguments)
+        inside.append(clock() - began)
+
     def shown(number: int, batch: Tensor, indices: range | None) -> None:
         if not number:
             collector.reset()
-        with hooked(net, collector):
-            collector.begin(batch, indices)
+        with hooked(net, partial(noted, collector.see)):
+            noted(collector.begin, batch, indices)
             model(batch)
-            collector.end()
+            noted(collector.end)
+
+    def seconds(run: Callable[[int, Tensor], None], number: int) -> float:
+        began = clock()
+        run(number, batches[number])
+        if given.device == "cuda":
+            torch.cuda.synchronize()
+        return clock() - began
 
     def collected(number: int, batch: Tensor) -> None:
         first = number * given.batch
@@ -80,10 +97,18 @@ def main() -> None:
     batches = list(images.split(given.batch))
     with torch.no_grad():
         for name, other in (("known indices", collected), ("hashed images", hashing)):
-            ratios, seconds = compared(plain, other, batches, given.pairs, given.device)
+            ratios, shares, plains = [], [], []
+            gc.disable()
+            sides = partial(seconds, plain), partial(seconds, other)
+            for before, after in in_turn(*sides, len(batches), 1 + given.pairs):
+                ratios.append(after / before)
+                shares.append(sum(inside) / before)
+                plains.append(before)
+                inside.clear()
+            gc.enable()
             print(
-                f"{name}: {statistics.median(ratios):.4f} times the plain pass "
-                f"({min(ratios):.4f} to {max(ratios):.4f}) of {seconds:.2f} s"
+                f"{name}: {median(ratios[1:])} times the plain pass of "
+                f"{statistics.median(plains[1:]):.2f} s; in the hooks {median(shares[1:])} of it"
             )
         estimated = total_bytes(collector.bytes.values())
         few = batches[:2]
@@ -98,43 +123,25 @@ def main() -> None:
         )
 
 
-def compared(
-    plain: Callable[[int, Tensor], None],
-    other: Callable[[int, Tensor], None],
-    batches: list[Tensor],
-    pairs: int,
-    device: str,
-) -> tuple[list[float], float]:
-    """Ratios of pairs of passes, after a pair to get warm; the plain pass's median.
-
-    The two passes of a pair take turns batch by batch, so that both see the machine slow down.
-    """
-
-    def seconds(run: Callable[[int, Tensor], None], number: int) -> float:
-        # On a CPU the process's own time: others on the machine do not count.
-        clock = time.perf_counter if device == "cuda" else time.process_time
-        began = clock()
-        run(number, batches[number])
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return clock() - began
-
-    ratios, plains = [], []
-    gc.disable()
-    for pair in range(-1, pairs):
+def in_turn(
+    plain: Callable[[int], float], other: Callable[[int], float], batches: int, pairs: int
+) -> Iterator[tuple[float, float]]:
+    """Seconds of pairs of passes that take turns batch by batch: both see the machine slow down."""
+    for pair in range(pairs):
         before = after = 0.0
-        for number in range(len(batches)):
+        for number in range(batches):
             if (pair + number) % 2:
-                after += seconds(other, number)
-                before += seconds(plain, number)
+                before += plain(number)
+                after += other(number)
             else:
-                before += seconds(plain, number)
-                after += seconds(other, number)
-        if pair >= 0:
-            ratios.append(after / before)
-            plains.append(before)
-    gc.enable()
-    return ratios, statistics.median(plains)
+                after += other(number)
+                before += plain(number)
+        yield before, after
+
+
+def median(values: list[float]) -> str:
+    """With the interval."""
+    return f"{statistics.median(values):.4f} ({min(values):.4f} to {max(values):.4f})"
 
 
 def kept(collector: Collector) -> int:
@@ -155,9 +162,11 @@ def kept(collector: Collector) -> int:
 
 
 @contextmanager
-def hooked(net: Deconvnet, collector: Collector) -> Iterator[None]:
+def hooked(net: Deconvnet, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Has every output of a layer seen."""
+
     def seeing(name: str) -> Callable[..., None]:
-        return lambda module, args, output: collector.see(name, output)
+        return lambda module, args, output: see(name, output)
 
     placed = [module.register_forward_hook(seeing(n)) for n, module in net.layers.items()]
     try:
