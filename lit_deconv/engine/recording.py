@@ -190,7 +190,7 @@ class ByAutograd:
     ) -> Iterator[tuple[int, list[Signal | None]]]:
         """See ``Recording``."""
         activation = self.activations[layer]
-        for some in units.split([part.count for part in parts]):
+        for some in units.split([part.seeds for part in parts]):
             seeds = activation.new_zeros(len(some), *activation.shape[1:])
             rows = torch.arange(len(some), device=some.device)
             places = (rows, *some[:, 1:].unbind(1))

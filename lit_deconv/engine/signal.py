@@ -203,7 +203,8 @@ class Signal:
         seen = self.window.seen(size, map_size)
         if seen == [(0, extent) for extent in size]:
             return self.clipped(map_size)
-        values = self.values[(..., *(slice(first, stop) for first, stop in seen))].contiguous()
+        inside: _Index = tuple(slice(first, stop) for first, stop in seen)
+        values = self.values[(..., *inside)].contiguous()
         window = self.window.moved((1,) * len(seen), [first for first, _ in seen])
         return replace(self, values=values, window=window, owned=True).clipped(map_size)
 

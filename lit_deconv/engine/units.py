@@ -186,7 +186,7 @@ def _by_patches(
     )
     rows = rows_per_chunk(largest * images.element_size(), images.device)
     order, parts = _parts(units, plan.interior(), rows, _FEW_PATCHED)
-    for index, part in zip(order.split([part.count for part in parts]), parts, strict=True):
+    for index, part in zip(order.split([part.seeds for part in parts]), parts, strict=True):
         chunk = units[index]
         at = places(chunk, part.span)
         activation, tape = plan.forward(cut(chunk, at), at)
@@ -293,7 +293,7 @@ def _parts(units: Tensor, interior: Span, rows: int, share: int) -> tuple[Tensor
     few: list[Part] = []
     for count, span in zip(counts.tolist(), spans, strict=True):
         few.append(Part(count, tuple(map(tuple, span))))
-        if sum(part.count for part in few) * share >= rows:
+        if sum(part.seeds for part in few) * share >= rows:
             parts += _filled(few, rows)
             few = []
     return kind.argsort(stable=True), parts + _filled(few, rows)
@@ -301,7 +301,7 @@ def _parts(units: Tensor, interior: Span, rows: int, share: int) -> tuple[Tensor
 
 def _filled(few: list[Part], rows: int) -> list[Part]:
     """All of these together, in parts of at most ``rows``."""
-    count, span = sum(part.count for part in few), union(part.span for part in few)
+    count, span = sum(part.seeds for part in few), union(part.span for part in few)
     return [Part(min(rows, count - start), span) for start in range(0, count, rows)]
 
 

@@ -44,11 +44,11 @@ class Part(NamedTuple):
     """Seeds that stay together all the way.
 
     Attributes:
-        count: How many.
+        seeds: How many.
         span: Bounds of their positions, where known, see ``Window``.
     """
 
-    count: int
+    seeds: int
     span: Span = None
 
 
@@ -121,14 +121,14 @@ def _walk_on(
 
 
 def _count(parts: Sequence[Part]) -> int:
-    return sum(part.count for part in parts)
+    return sum(part.seeds for part in parts)
 
 
 def _grouped(parts: Sequence[Part], most: int) -> list[list[Part]]:
     """Neighbouring parts together, as many as there is room for, at least one."""
     groups: list[list[Part]] = [[]]
     for part in parts:
-        if groups[-1] and _count(groups[-1]) + part.count > most:
+        if groups[-1] and _count(groups[-1]) + part.seeds > most:
             groups.append([])
         groups[-1].append(part)
     return groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import pytest
 import torch
@@ -20,39 +21,36 @@ from lit_deconv.engine.walk import Part, union, walk, walk_in_parts
 from .definition import all_units, assert_close
 
 
-def branched() -> nn.Module:
+class Branched(nn.Module):
     """Strides, overlapping pools, a skip and a branch, so that windows are joined on the way."""
 
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Conv2d(3, 6, 5, stride=2, padding=3)
-            self.pool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
-            self.norm = nn.BatchNorm2d(6)
-            self.left = nn.Conv2d(6, 6, 3, padding=1)
-            self.right = nn.Conv2d(6, 4, 1)
-            self.down = nn.Conv2d(10, 5, 1, stride=2)
-            self.last = nn.Conv2d(5, 4, 3, padding=2, dilation=2)
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, 6, 5, stride=2, padding=3)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
+        self.norm = nn.BatchNorm2d(6)
+        self.left = nn.Conv2d(6, 6, 3, padding=1)
+        self.right = nn.Conv2d(6, 4, 1)
+        self.down = nn.Conv2d(10, 5, 1, stride=2)
+        self.last = nn.Conv2d(5, 4, 3, padding=2, dilation=2)
+        self.norm.register_buffer("running_var", torch.rand(6) + 0.5)
+        self.double().eval()
 
-        def forward(self, x: Tensor) -> Tensor:
-            y = F.relu(self.norm(self.pool(F.relu(self.first(x)))))
-            y = torch.cat([y + F.relu(self.left(y)), self.right(y)], 1)
-            return F.relu(self.last(F.relu(self.down(F.pad(y, (1, 1, 1, 1))))))
-
-    torch.manual_seed(0)
-    net = Net().double().eval()
-    net.norm.running_var.uniform_(0.5, 2)
-    return net
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm(self.pool(F.relu(self.first(x)))))
+        y = torch.cat([y + F.relu(self.left(y)), self.right(y)], 1)
+        return F.relu(self.last(F.relu(self.down(F.pad(y, (1, 1, 1, 1))))))
 
 
 @pytest.mark.parametrize("via", ["images", "patches"])
 @pytest.mark.parametrize("room", [1, 3, 10**6])
 def test_all_units_at_once_are_each_as_on_the_full_map(
-    via: str, room: int, monkeypatch: pytest.MonkeyPatch
+    via: Literal["images", "patches"], room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (recording, units):
         monkeypatch.setattr(module, "rows_per_chunk", lambda largest, device: room)
-    net, images = branched(), torch.randn(2, 3, 45, 38, dtype=torch.float64)
+    net, images = Branched(), torch.randn(2, 3, 45, 38, dtype=torch.float64)
     wanted = all_units(Deconvnet(net, "last").activations(images).shape)
     wanted = wanted[torch.randperm(len(wanted), generator=torch.Generator().manual_seed(1))]
     found = Deconvnet(net, "last", path="rules").reconstruct(images, wanted, via=via)
@@ -62,7 +60,7 @@ def test_all_units_at_once_are_each_as_on_the_full_map(
 
 def test_seeds_part_where_there_is_no_more_room() -> None:
     """Far from the image all pass together; the pieces come back in order."""
-    net, images = branched(), torch.randn(3, 3, 40, 40, dtype=torch.float64)
+    net, images = Branched(), torch.randn(3, 3, 40, 40, dtype=torch.float64)
     tape = record(net, (images,), {"last": net.last}, model=net)
     target = tape.layers["last"]
     seed = Signal(torch.randn(7, *target.shape[1:], dtype=torch.float64), torch.arange(7) % 3)
@@ -115,8 +113,8 @@ def test_parts_hold_every_unit_once_within_its_bounds(
     places = torch.randint(0, 9, (200, 2), generator=torch.Generator().manual_seed(0))
     order, parts = _parts(F.pad(places, (2, 0)), interior, rows, share)
     assert sorted(order.tolist()) == list(range(200))
-    assert sum(part.count for part in parts) == 200
-    assert max(part.count for part in parts) <= rows
+    assert sum(part.seeds for part in parts) == 200
+    assert max(part.seeds for part in parts) <= rows
     start = 0
     for count, span in parts:
         assert span is not None
@@ -130,7 +128,7 @@ def test_parts_hold_every_unit_once_within_its_bounds(
 def test_units_that_see_the_same_part_of_the_image_go_together() -> None:
     corners = torch.tensor([[0, 0, 0, 0], [0, 0, 8, 8], [0, 0, 4, 4]] * 4)
     order, parts = _parts(corners, ((3, 5), (3, 5)), 4, 8)
-    assert [part.count for part in parts] == [4, 4, 4]
+    assert [part.seeds for part in parts] == [4, 4, 4]
     groups = [corners[rows, 2].unique().tolist() for rows in order.split(4)]
     assert groups == [[0], [4], [8]]
     assert parts[1].span == ((3, 5), (3, 5))

@@ -154,13 +154,11 @@ def max_pool(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
 def _under(signal: Signal, codes: Tensor, window: Window) -> Tensor:
     """The codes of a signal's window out of those of a larger one."""
     assert signal.window is not None
-    here = [
-        slice(first - start, first - start + extent)
-        for first, start, extent in zip(
-            signal.window.shift, window.shift, signal.values.shape[2:], strict=True
-        )
-    ]
-    return codes[(..., *here)]
+    for dim, (first, start, extent) in enumerate(
+        zip(signal.window.shift, window.shift, signal.values.shape[2:], strict=True), start=2
+    ):
+        codes = codes.narrow(dim, first - start, extent)
+    return codes
 
 
 def unpool(values: Tensor, codes: Tensor, switches: Switches) -> Tensor:
