@@ -203,10 +203,12 @@ class Signal:
         seen = self.window.seen(size, map_size)
         if seen == [(0, extent) for extent in size]:
             return self.clipped(map_size)
-        inside: _Index = tuple(slice(first, stop) for first, stop in seen)
-        values = self.values[(..., *inside)].contiguous()
+        values = self.values
+        for dim, (first, stop) in enumerate(seen, start=2):
+            values = values.narrow(dim, first, stop - first)
         window = self.window.moved((1,) * len(seen), [first for first, _ in seen])
-        return replace(self, values=values, window=window, owned=True).clipped(map_size)
+        part = replace(self, values=values.contiguous(), window=window, owned=True)
+        return part.clipped(map_size)
 
     def full(self, map_size: Sequence[int]) -> Signal:
         """The signal on the whole map: each window put in its place, zero elsewhere.
