@@ -78,6 +78,7 @@ class OnTape:
         self.tape = tape
         self.images = images
         self.activations = tape.activations
+        self._plans: dict[str, PatchPlan | None] = {}
 
     def walk(self, layer: str, seed: Signal) -> list[Signal | None]:
         """See ``Recording``."""
@@ -140,10 +141,12 @@ class OnTape:
 
     def _plan(self, layer: str) -> PatchPlan | None:
         """Which part of each value a unit needs; None where that is not known."""
-        try:
-            return plan(self.tape, self.tape.layers[layer])
-        except NotLocal:
-            return None
+        if layer not in self._plans:
+            try:
+                self._plans[layer] = plan(self.tape, self.tape.layers[layer])
+            except NotLocal:
+                self._plans[layer] = None
+        return self._plans[layer]
 
 
 def unit_seed(activation: Tensor, units: Tensor, span: Span = None) -> Signal:

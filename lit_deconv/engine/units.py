@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -271,37 +271,60 @@ def _parts(units: Tensor, interior: Span, rows: int, share: int) -> tuple[Tensor
     positions = units[:, 2:]
     if len(units) == 0 or positions.shape[1] == 0 or units.device.type != "cpu":
         return _inside_first(positions, interior, rows)
-    low, high = positions.new_zeros(2, positions.shape[1])
-    if interior is not None:
-        low, high = (positions.new_tensor(bounds) for bounds in zip(*interior, strict=True))
-        nowhere = low > high
-        low, high = low.where(~nowhere, (low + high) // 2), high.where(~nowhere, (low + high) // 2)
-    margin = (positions - low).clamp(max=0) + (positions - high).clamp(min=0)
-    # Margins are told apart by steps of ``step`` positions, as finely as fills the parts.
-    step = 1
-    while True:
-        steps = margin.sign() * margin.abs().add(step - 1).div(step, rounding_mode="floor")
-        kinds, kind, counts = steps.unique(dim=0, return_inverse=True, return_counts=True)
-        if len(kinds) * rows <= 2 * len(units) or step > margin.abs().max():
-            break
-        step *= 2
-    # Of a step before the interior, in it, and behind it:
-    first = torch.where(kinds > 0, high + (kinds - 1) * step + 1, low + kinds * step)
-    last = torch.where(kinds < 0, low + (kinds + 1) * step - 1, high + kinds * step)
-    spans = [tuple(bounds) for bounds in torch.stack([first, last], 2).tolist()]
+    kind, counts, spans = _kinds_of_margin(positions, interior, 2 * len(units) // rows)
     parts: list[Part] = []
     few: list[Part] = []
-    for count, span in zip(counts.tolist(), spans, strict=True):
-        few.append(Part(count, tuple(map(tuple, span))))
-        if sum(part.seeds for part in few) * share >= rows:
+    for part in map(Part, counts, spans):
+        few.append(part)
+        if _together(few) * share >= rows:
             parts += _filled(few, rows)
             few = []
     return kind.argsort(stable=True), parts + _filled(few, rows)
 
 
+def _kinds_of_margin(
+    positions: Tensor, interior: Span, most: int
+) -> tuple[Tensor, list[int], list[Span]]:
+    """Tells units apart by how far they are from the interior, as finely as gives ``most`` kinds.
+
+    Args:
+        positions: int64 [U, D].
+        interior: Where there is no margin.
+        most: How many kinds there may be, unless there is one a dimension and side.
+
+    Returns:
+        The kind of each unit, int64 [U]; how many units there are of each; bounds of their positions.
+    """
+    low, high = positions.new_zeros(2, positions.shape[1])
+    if interior is not None:
+        low, high = (positions.new_tensor(bounds) for bounds in zip(*interior, strict=True))
+        middle = (low + high) // 2  # where no window stays inside
+        low, high = low.where(low <= high, middle), high.where(low <= high, middle)
+    margin = (positions - low).clamp(max=0) + (positions - high).clamp(min=0)
+    step = 1
+    while True:
+        steps = margin.sign() * ((margin.abs() + step - 1) // step)
+        kinds, kind, counts = steps.unique(dim=0, return_inverse=True, return_counts=True)
+        if len(kinds) <= most or step > margin.abs().max():
+            break
+        step *= 2
+    # Step -1 ends just before the interior, which is step 0, and step 1 begins just behind it.
+    first = torch.where(kinds > 0, high + (kinds - 1) * step + 1, low + kinds * step)
+    last = torch.where(kinds < 0, low + (kinds + 1) * step - 1, high + kinds * step)
+    spans: list[Span] = [
+        tuple(zip(*bounds, strict=True))
+        for bounds in zip(first.tolist(), last.tolist(), strict=True)
+    ]
+    return kind, counts.tolist(), spans
+
+
+def _together(parts: Iterable[Part]) -> int:
+    return sum(part.seeds for part in parts)
+
+
 def _filled(few: list[Part], rows: int) -> list[Part]:
     """All of these together, in parts of at most ``rows``."""
-    count, span = sum(part.seeds for part in few), union(part.span for part in few)
+    count, span = _together(few), union(part.span for part in few)
     return [Part(min(rows, count - start), span) for start in range(0, count, rows)]
 
 
