@@ -12,6 +12,9 @@ from torch import Tensor
 Span: TypeAlias = "tuple[tuple[int, int], ...] | None"
 _Index: TypeAlias = "tuple[slice, ...]"
 
+# Whole numbers as wide as a value, all of whose bits are 0 or 1.
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 # Values in a unit's window from which, on a CPU, one copy a unit beats one lookup a value.
 _BLOCK = 2048
 
@@ -192,9 +195,13 @@ class Signal:
         if self.window.inside(self.values.shape[2:], map_size):
             return self
         inside = self._inside(map_size)
-        if self.owned:
-            return self.anew(self.values.masked_fill_(~inside, fill))
-        return self.anew(torch.where(inside, self.values, fill))
+        bits = _BITS.get(self.values.element_size())
+        if fill or bits is None:
+            return self.anew(torch.where(inside, self.values, fill))
+        # Ten times as fast as filling by a mask; a product would make NaN of what is infinite.
+        keep, values = inside.to(bits).neg_(), self.values.view(bits)
+        zeroed = values.bitwise_and_(keep) if self.owned else values & keep
+        return self.anew(zeroed.view(self.values.dtype))
 
     def trimmed(self, map_size: Sequence[int]) -> Signal:
         """``clipped``, and without the margins that lie outside the map for every unit."""

@@ -150,3 +150,18 @@ def test_bounds_of_several() -> None:
     assert union([((0, 1), (4, 4)), ((3, 5), (2, 3))]) == ((0, 5), (2, 4))
     assert union([((0, 1),), None]) is None
     assert union([]) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("owned", [False, True])
+def test_what_lies_outside_the_map_is_zero_whatever_it_was(dtype: torch.dtype, owned: bool) -> None:
+    """Also where it is no number, or infinite: a convolution would carry it into the map."""
+    values = torch.tensor([[[torch.nan, -torch.inf, 3, torch.nan, torch.inf]]], dtype=dtype)
+    given = values.clone()
+    window = Window(torch.tensor([[0]]), (1,), (-2,))
+    clipped = Signal(given, None, window, owned=owned).clipped([2]).values
+    assert str(clipped.tolist()) == "[[[0.0, 0.0, 3.0, nan, 0.0]]]"
+    if not owned:
+        assert torch.equal(given.nan_to_num(), values.nan_to_num())
+    filled = Signal(values, None, window).clipped([2], -torch.inf).values
+    assert str(filled.tolist()) == "[[[-inf, -inf, 3.0, nan, -inf]]]"
