@@ -271,6 +271,10 @@ def _parts(units: Tensor, interior: Span, rows: int, share: int) -> tuple[Tensor
     positions = units[:, 2:]
     if len(units) == 0 or positions.shape[1] == 0 or units.device.type != "cpu":
         return _inside_first(positions, interior, rows)
+    if len(units) * share < rows:
+        low, high = positions.aminmax(dim=0)
+        span = tuple(zip(low.tolist(), high.tolist(), strict=True))
+        return torch.arange(len(units)), [Part(len(units), span)]
     kind, counts, spans = _kinds_of_margin(positions, interior, 2 * len(units) // rows)
     parts: list[Part] = []
     few: list[Part] = []
@@ -304,10 +308,15 @@ def _kinds_of_margin(
     step = 1
     while True:
         steps = margin.sign() * ((margin.abs() + step - 1) // step)
-        kinds, kind, counts = steps.unique(dim=0, return_inverse=True, return_counts=True)
-        if len(kinds) <= most or step > margin.abs().max():
+        key = torch.zeros(len(steps), dtype=torch.int64)  # sorted far faster than rows are
+        for along in (steps - steps.amin(0)).unbind(1):
+            key = key * (along.max() + 1) + along
+        found, kind, counts = key.unique(return_inverse=True, return_counts=True)
+        if len(found) <= most or step > margin.abs().max():
             break
         step *= 2
+    kinds = steps.new_empty(len(found), steps.shape[1])
+    kinds[kind] = steps
     # Step -1 ends just before the interior, which is step 0, and step 1 begins just behind it.
     first = torch.where(kinds > 0, high + (kinds - 1) * step + 1, low + kinds * step)
     last = torch.where(kinds < 0, low + (kinds + 1) * step - 1, high + kinds * step)
