@@ -24,6 +24,20 @@ def _squeezed(x: Tensor) -> Tensor:
 
 _OFFSETS = nn.Conv2d(8, 18, 3, padding=1).double()
 _KERNEL = torch.linspace(-1, 1, 8 * 72, dtype=torch.float64).view(8, 8, 3, 3)
+
+
+def _overwritten_since(x: Tensor) -> Tensor:
+    x = x * 1
+    gate = torch.sigmoid(x)
+    return x.neg_() * gate
+
+
+def _gate_overwritten(x: Tensor) -> Tensor:
+    gate = torch.sigmoid(x[:, :1]).repeat(1, 8, 1, 1)
+    gate.mul_(x)  # what it returns is not used
+    return gate
+
+
 _GATED: list[tuple[str, Body, Body]] = [
     (
         "squeeze and excite",
@@ -74,6 +88,26 @@ _GATED: list[tuple[str, Body, Body]] = [
         "in place on the gate",
         lambda x: torch.sigmoid(x[:, :1]).repeat(1, 8, 1, 1).mul_(x),
         lambda x: x * torch.sigmoid(x[:, :1]).detach(),
+    ),
+    (
+        "in place on the gate, by name",
+        _gate_overwritten,
+        lambda x: x * torch.sigmoid(x[:, :1]).detach(),
+    ),
+    (
+        "sigmoid of what was overwritten since",
+        _overwritten_since,
+        lambda x: -x * torch.sigmoid(x).detach(),
+    ),
+    (
+        "sigmoid of itself turned round",
+        lambda x: x * torch.sigmoid(x).transpose(2, 3),
+        lambda x: x * torch.sigmoid(x).transpose(2, 3).detach(),
+    ),
+    (
+        "on a map of one place",
+        lambda x: x + _squeezed(x) * torch.sigmoid(1 + _squeezed(x)),
+        lambda x: x + _squeezed(x) * torch.sigmoid(1 + _squeezed(x)).detach(),
     ),
     (
         "glu",
@@ -185,6 +219,9 @@ _AMBIGUOUS: list[Body] = [
     lambda x: x / (1 + x.abs()),
     lambda x: (x.flatten(2).mT @ x.flatten(2)).mean((1, 2)).view(2, 1, 1, 1) + x,
     lambda x: x * (2 * torch.sigmoid(x)),
+    lambda x: x * F.hardsigmoid(x).mul_(2),
+    lambda x: x * F.dropout(torch.sigmoid(x), 0.5, training=True),
+    lambda x: x * F.hardsigmoid(x).mul_(2).view_as(x),
 ]
 
 

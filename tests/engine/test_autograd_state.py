@@ -147,17 +147,63 @@ def relu_and_more(x: Tensor) -> Tensor:
     return torch.relu(x) + 1.0
 
 
+def clamp_and_more(x: Tensor) -> Tensor:
+    return torch.clamp(x, min=0.0) + 1.0
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "body",
     [
         lambda x: torch.jit.script(relu_and_more)(x),
+        lambda x: torch.jit.script(clamp_and_more)(x),
         lambda x: checkpoint(torch.relu, x, use_reentrant=True),
         lambda x: nn.RNN(6, 6, nonlinearity="relu").double()(x.flatten(1, 2))[0].view(2, 8, 6, 6),
     ],
 )
 def test_a_rectifier_that_runs_unseen_is_refused(body: Body) -> None:
     with pytest.raises(UnsupportedOp):
+        ours(body)
+
+
+def test_an_activation_that_is_written_to_a_weight_is_refused() -> None:
+    weight = nn.Parameter(torch.ones(8, 1, 1, dtype=torch.float64))
+
+    def body(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            weight.copy_(x.mean((0, 2, 3)).view(8, 1, 1))
+        return x * weight
+
+    with pytest.raises(UnsupportedOp, match="Net writes in place where autograd cannot"):
+        ours(body)
+
+
+def test_an_out_that_would_have_to_grow_is_refused() -> None:
+    with pytest.raises(UnsupportedOp, match="out= of another shape"):
+        ours(lambda x: torch.clamp(x, min=0, out=x.new_empty(0)))
+
+
+class Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, *signal: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * signal[0]
+
+
+def test_what_a_checkpoint_would_recompute_is_refused() -> None:
+    """What a user's own Function saved is left to the checkpoint, which runs the forward again."""
+
+    def half(x: Tensor) -> Tensor:
+        return Squared.apply(torch.relu(x)[:, :4])
+
+    def body(x: Tensor) -> Tensor:
+        return checkpoint(half, x, use_reentrant=False).repeat(1, 2, 1, 1)
+
+    with pytest.raises(UnsupportedOp, match="switch checkpointing off"):
         ours(body)
 
 

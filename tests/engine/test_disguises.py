@@ -42,6 +42,17 @@ def _scattered(y: Tensor) -> Tensor:
     return z
 
 
+def _assigned_by_some_places(y: Tensor) -> Tensor:
+    z = y + 9 * torch.arange(4, dtype=y.dtype).view(4, 1, 1)
+    z[torch.where(z < 0)[:2]] = 0
+    return z
+
+
+def _some_places_reference(y: Tensor) -> Tensor:
+    z = y + 9 * torch.arange(4, dtype=y.dtype).view(4, 1, 1)
+    return z * (z.detach() >= 0).flatten(2).all(2)[:, :, None, None]
+
+
 def _multiplied(y: Tensor) -> Tensor:
     z = y * 1
     z[z < 0] *= 0
@@ -133,6 +144,7 @@ LOOK_ALIKE: dict[str, tuple[Function, Function]] = {
         lambda y: F.threshold(y, 0, -1.0),
         lambda y: torch.where(y > 0, y, -1.0),
     ),
+    "assigned-by-some-places": (_assigned_by_some_places, _some_places_reference),
     "power-average-pooling": (_pooled, _pooled_reference),
     "prelu-by-hand": (
         lambda y: torch.where(y > 0, y, 0.1 * y),

@@ -108,6 +108,12 @@ def _mask_changed_since(x: Tensor) -> Tensor:
     return x * mask
 
 
+def _mask_changed_before_it_is_copied(x: Tensor) -> Tensor:
+    mask = x > 0
+    mask.logical_not_()
+    return x * mask.to(x)
+
+
 def _assigned_one(x: Tensor) -> Tensor:
     x[x < 0] = torch.ones((), dtype=x.dtype)
     return x
@@ -124,6 +130,7 @@ _OTHERS: dict[str, Body] = {
     "leaky": lambda x: torch.where(x > 0, x, 0.1 * x),
     "x changed since": _changed_since,
     "mask changed since": _mask_changed_since,
+    "mask changed before it is copied": _mask_changed_before_it_is_copied,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -11,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_deconv import Deconvnet
-from lit_deconv.engine import recording, units
+from lit_deconv.engine import UnsupportedOp, recording, units
 from lit_deconv.engine.recorder import record
 from lit_deconv.engine.rules.convolution import transposed_convolution
 from lit_deconv.engine.signal import Signal, Window
 from lit_deconv.engine.units import _parts
-from lit_deconv.engine.walk import Part, union, walk, walk_in_parts
+from lit_deconv.engine.walk import Part, _grouped, union, walk, walk_in_parts
 
 from .definition import all_units, assert_close
 
@@ -56,6 +57,65 @@ def test_all_units_at_once_are_each_as_on_the_full_map(
     found = Deconvnet(net, "last", path="rules").reconstruct(images, wanted, via=via)
     expected = Deconvnet(net, "last", path="autograd").reconstruct(images, wanted)
     assert_close(found, expected)
+
+
+def test_parts_that_stay_together_keep_the_bounds_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is room for several parts, but not for all of them."""
+    for module in (recording, units):
+        monkeypatch.setattr(module, "rows_per_chunk", lambda largest, device: 60_000 // largest)
+    net, images = Branched(), torch.randn(1, 3, 45, 38, dtype=torch.float64)
+    wanted = all_units(Deconvnet(net, "last").activations(images).shape)
+    found = Deconvnet(net, "last", path="rules").reconstruct(images, wanted, via="images")
+    assert_close(found, Deconvnet(net, "last", path="autograd").reconstruct(images, wanted))
+
+
+class Uneven(nn.Module):
+    """Two branches from one map, of the same size but of different stride."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+        self.one, self.two = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, stride=2, padding=5)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(F.relu(self.one(y)) + F.relu(self.two(y)))
+
+
+def test_windows_of_different_stride_are_joined_on_the_map() -> None:
+    net, images = Uneven(), torch.randn(2, 3, 13, 13, dtype=torch.float64)
+    wanted = all_units(Deconvnet(net, "last").activations(images).shape)
+    found = Deconvnet(net, "last", path="rules").reconstruct(images, wanted, via="images")
+    assert_close(found, Deconvnet(net, "last", path="autograd").reconstruct(images, wanted))
+    with pytest.raises(UnsupportedOp, match="joins branches of different stride"):
+        Deconvnet(net, "last").reconstruct(images, wanted, via="patches")
+
+
+@pytest.mark.parametrize(
+    ("differing", "says"),
+    [
+        (
+            lambda y: y + torch.linspace(-1, 1, 8).double().view(1, 1, 1, 8),
+            "constant that differs over",
+        ),
+        (lambda y: y + (y > 0.1), "mask made of the map"),
+    ],
+)
+def test_what_differs_over_the_map_is_not_computed_on_patches(
+    differing: Callable[[Tensor], Tensor], says: str
+) -> None:
+    class Differing(Uneven):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(differing(self.first(x)))
+
+    net, images = Differing(), torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    wanted = torch.tensor([[0, 1, 2, 3]])
+    with pytest.raises(UnsupportedOp, match=says):
+        Deconvnet(net, "last").reconstruct(images, wanted, via="patches")
+    found = Deconvnet(net, "last").reconstruct(images, wanted)
+    assert_close(found, Deconvnet(net, "last", path="autograd").reconstruct(images, wanted))
 
 
 def test_seeds_part_where_there_is_no_more_room() -> None:
@@ -144,6 +204,25 @@ def test_what_lies_outside_the_map_for_all_is_not_carried_along() -> None:
     assert trimmed.values.shape[2] == 6
     full = trimmed.full([5]).values
     assert full.tolist() == [[[3.0, 4, 5, 6, 0]], [[8.0, 9, 10, 11, 12]]]
+
+
+def test_a_window_that_lies_outside_the_map_keeps_one_place() -> None:
+    for shift, seen in ((-5, (1, 2)), (4, (0, 1))):
+        window = Window(torch.tensor([[0]]), (1,), (shift,), ((0, 0),))
+        assert window.seen([2], [4]) == [seen]
+        assert not Signal(torch.ones(1, 1, 2), None, window).trimmed([4]).values.any()
+
+
+def test_values_that_something_else_holds_are_not_clipped_in_place() -> None:
+    values, window = torch.ones(1, 1, 3), Window(torch.tensor([[0]]), (1,), (-1,))
+    for owned in (False, True):
+        clipped = Signal(values, None, window, owned=owned).clipped([5])
+        assert clipped.values.tolist() == [[[0, 1, 1]]]
+        assert (values.count_nonzero() == 2) == owned
+
+
+def test_a_part_that_is_larger_than_the_room_goes_alone() -> None:
+    assert _grouped([Part(5), Part(1), Part(2)], 3) == [[Part(5)], [Part(1), Part(2)]]
 
 
 def test_bounds_of_several() -> None:

@@ -152,6 +152,10 @@ def _of_the_spectrum(y: Tensor) -> Tensor:
     return torch.view_as_real(torch.fft.fft2(F.relu(y)))[..., 0]
 
 
+def _times_a_vector(y: Tensor) -> Tensor:
+    return y + (y @ torch.linspace(-1, 1, 6, dtype=y.dtype))[..., None]
+
+
 CASES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "in-place-on-view": (
         _view_in_place,
@@ -181,6 +185,7 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
     "complex": (_of_the_spectrum, lambda y: torch.fft.fft2(rectify(y)).real),
     "complex-magnitude": (lambda y: torch.complex(y, 2 * y).abs(), lambda y: 5**0.5 * y.abs()),
     "complex-product": (lambda y: (y * (1 + 2j)).abs(), lambda y: 5**0.5 * y.abs()),
+    "rule-refuses-on-the-way-back": (_times_a_vector, _times_a_vector),
     "images-joined": (_joined_images, lambda y: rectify(y) + rectify(2 * y)),
 }
 
@@ -411,6 +416,13 @@ def test_an_op_without_a_rule_off_the_way_is_no_hindrance() -> None:
     net = Deconvnet(model, "last")
     assert net.explain(x).path == "rules"
     assert_close(net.attribute(x), expected)
+
+
+def test_an_op_that_hands_its_argument_on_is_not_on_the_way() -> None:
+    """A dropout of nothing draws no mask, though it is told to train: it returns what it was given."""
+    model, x = built(lambda y: F.relu(F.dropout(y, 0.0, training=True)))
+    _, expected = referenced(rectify, x)
+    assert_close(Deconvnet(model, "last", path="rules").attribute(x), expected)
 
 
 def test_an_input_of_one_sample_for_all_images() -> None:

@@ -15,8 +15,10 @@ from captum.attr import NeuronDeconvolution
 from torch import Tensor, nn
 
 from lit_deconv import Deconvnet
+from lit_deconv.engine import RULES, Op, UnsupportedOp, Value
 from lit_deconv.engine.recorder import record
 from lit_deconv.engine.recording import OnTape
+from lit_deconv.engine.registry import Rule
 from lit_deconv.engine.signal import Signal
 from lit_deconv.engine.walk import walk
 
@@ -97,6 +99,12 @@ CHAINS: dict[str, tuple[Callable[[], list[nn.Module]], tuple[int, int]]] = {
         ],
         (23, 19),
     ),
+    "uneven-strides": (
+        lambda: [nn.Conv2d(3, 4, 3, (2, 1), 1), nn.ReLU(), nn.Conv2d(4, 2, 3, (1, 3))], (14, 13),
+    ),
+    "narrower-than-a-pool": (
+        lambda: [nn.Conv2d(3, 4, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(3, 1, 1)], (7, 2),
+    ),
     "no-rectifier": (lambda: [nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 2, 3)], (13, 12)),
 }  # fmt: skip
 
@@ -176,6 +184,8 @@ def test_overlapping_windows_that_share_a_switch_add_or_are_placed() -> None:
     assert torch.equal(place.flatten(), torch.tensor([0.0, 0, 5, 0, 0]))
     pooled, indices = F.max_pool2d(x, (1, 3), 1, return_indices=True)
     assert torch.equal(place, F.max_unpool2d(pooled, indices, (1, 3), 1, output_size=(1, 5)))
+    with pytest.raises(UnsupportedOp, match="rules' walk alone"):  # not the sum under that name
+        Deconvnet(model, "0", overlap="place", path="autograd").attribute(x)
 
 
 def test_placed_windows_by_patches_too() -> None:
@@ -266,6 +276,19 @@ def test_branches_that_share_a_signal_do_not_overwrite_each_other(via: str) -> N
     found = Deconvnet(model, "after", path="rules").reconstruct(images, units, via=via)
     expected = Deconvnet(model, "after", path="autograd").reconstruct(images, units)
     assert_close(found, expected)
+
+
+def test_a_rule_of_the_users_may_hand_one_signal_to_both_summands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def twice(op: Op, signal: Signal) -> list[tuple[Value, Signal]]:
+        return [(op["self"], signal), (op["other"], signal)]
+
+    model = _TwoWays().eval().double()
+    images = torch.randn(2, 3, 7, 7, dtype=torch.float64)
+    expected = Deconvnet(model, "after", path="rules").attribute(images)
+    monkeypatch.setitem(RULES, "add", Rule(twice, ("self", "other")))
+    assert_close(Deconvnet(model, "after", path="rules").attribute(images), expected)
 
 
 def test_a_seed_is_not_overwritten() -> None:
