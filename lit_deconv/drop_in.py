@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lit_deconv.engine.audit import recomputation_refused, refuse_unseen
 from lit_deconv.engine.errors import UnsupportedOp
+from lit_deconv.engine.recognise import custom_functions_save_with
 from lit_deconv.engine.rectified import RectifiedBackward, inference_mode_ignored
 from lit_deconv.engine.saved import state_kept
 
@@ -128,7 +129,7 @@ def _rectified(model: nn.Module, inputs: int) -> Iterator[Callable[..., Any]]:
         extra = tree_map(_ordinary, arguments[inputs:])
         if device is not None:
             followed, extra = tree_map(lambda leaf: _moved(leaf, device), (followed, extra))
-        with inference_mode_ignored(), mode:
+        with inference_mode_ignored(), custom_functions_save_with(mode.saved), mode:
             outputs = module(*followed, *extra)
         refuse_unseen(mode, [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)])
         return outputs

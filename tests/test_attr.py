@@ -322,6 +322,33 @@ def test_tuple_inputs_and_further_arguments(path: Any) -> None:
     assert isinstance(deconvnet.attribute((a, b), additional_forward_args=-2.0), tuple)
 
 
+def test_an_input_with_one_sample_for_all_images() -> None:
+    """Such as an embedding that is added to every image: it gets what each unit gives it."""
+    torch.manual_seed(0)
+    model = TwoInputs().double()
+    a, b = torch.randn(3, 3, 8, 8).double(), torch.randn(1, 1, 10, 10).double()
+    units = torch.tensor([[2, 1, 3, 3], [0, 1, 0, 5], [2, 3, 1, 1]])
+    positive = (1.0, torch.full((1, 4, 1, 1), 5.0).double())
+    found = Deconvnet(model, "relu").reconstruct((a, b), units, False, positive)
+    for unit, *parts in zip(units, *found, strict=True):
+        sample = int(unit[0])
+        unit[0] = 0
+        image = a[sample : sample + 1]
+        alone = Deconvnet(model, "relu").reconstruct((image, b), unit[None], False, positive)
+        for part, expected in zip(parts, alone, strict=True):
+            assert expected.any()
+            assert close(part[None], expected)
+    with pytest.raises(UnsupportedOp, match="one for each image, or one for all"):
+        Deconvnet(Mean().double(), "relu").reconstruct(
+            (a, torch.randn(2, 1, 10, 10).double()), units
+        )
+
+
+class Mean(TwoInputs):
+    def forward(self, a: Tensor, b: Tensor, *_: Any) -> Tensor:
+        return super().forward(a, b.mean(0, keepdim=True))
+
+
 def test_one_input_in_a_tuple_gives_a_tuple(net: Net, x: Tensor) -> None:
     (found,) = Deconvnet(net, "conv1").attribute((x,))
     assert torch.equal(found, Deconvnet(net, "conv1").attribute(x))

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from lit_deconv.engine.audit import recomputation_refused, refuse_unseen
 from lit_deconv.engine.errors import DeconvError, LayerError, UnsupportedOp
 from lit_deconv.engine.mixing import Mixing
-from lit_deconv.engine.recognise import seen_last
+from lit_deconv.engine.recognise import custom_functions_save_with, seen_last
 from lit_deconv.engine.rectified import RectifiedBackward, inference_mode_ignored
 from lit_deconv.engine.saved import backward_hooks_off, state_kept
 
@@ -67,6 +67,7 @@ def record_autograd(
             backward_hooks_off(model),
             recorder.module_hooks(),
             inference_mode_ignored(),
+            custom_functions_save_with(mode.saved),
             mode,
             _in_place_refusals(recorder.where),
         ):
@@ -161,7 +162,17 @@ class AutogradRecording:
 
         Returns:
             One reconstruction per unit for each input, [U, *input shape].
+
+        Raises:
+            UnsupportedOp: An input has neither as many samples as the others nor one for all of them.
         """
+        count = max(map(len, self.inputs))
+        for number, leaf in enumerate(self.inputs):
+            if len(leaf) not in (1, count):
+                raise UnsupportedOp(
+                    f"input {number} has {len(leaf)} samples, another one {count}: which of them belong "
+                    f"to a unit cannot be told; give one for each image, or one for all"
+                )
         captured = self._captured[layer]
         results = tuple(
             leaf.new_zeros((len(samples), *leaf.shape[1:])).detach() for leaf in self.inputs
@@ -175,7 +186,7 @@ class AutogradRecording:
             chosen = samples[units]
             seed[chosen] = seeds[units].to(seed.dtype)
             for result, signal in zip(results, self.walk(layer, seed), strict=True):
-                result[units] = signal[chosen]
+                result[units] = signal if len(signal) == 1 else signal[chosen]
         return results
 
 

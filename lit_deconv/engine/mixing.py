@@ -72,8 +72,7 @@ class Mixing:
         with torch.autograd.set_detect_anomaly(False):
             signals = self.walk(seed)
         arrived = [signal.isnan().flatten(1).any(1).cpu() for signal in signals]
-        # The first input counts the images; one with another number of samples belongs to all of them.
-        count = self.images[0]
+        count = max(self.images)  # an input with one sample belongs to all images
         return torch.stack([a if len(a) == count else a.any().expand(count) for a in arrived]).any(
             0
         )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lit_deconv.engine.rules._shared import output
 from lit_deconv.engine.rules.pooling import Switches, switch_codes
@@ -226,6 +227,11 @@ _POINTWISE = {
     "neg", "mul", "div", "cat", "slice", "clone", "alias", "contiguous", "_to_copy", "dropout",
     "feature_dropout", "alpha_dropout", "local_response_norm",
 }  # fmt: skip
+# Of those, the ones whose tensors hold a number a channel.
+_PER_CHANNEL = {
+    "batch_norm", "native_batch_norm", "_native_batch_norm_legit_no_training", "prelu",
+    "_prelu_kernel",
+}  # fmt: skip
 
 
 def _why_not_local(op: Op, value: Value) -> str | None:
@@ -243,10 +249,12 @@ def _why_not_local(op: Op, value: Value) -> str | None:
         return "joins a constant that is as large as the map"
     if "norm" in op.name and op.rule.before and op.kept is not None:
         return "takes its statistics from the whole batch"
-    if op.name in ("add", "sub", "rsub", "mul", "div"):
-        for name in ("self", "other"):
-            constant = op[name]
-            if isinstance(constant, Tensor) and any(n > 1 for n in constant.shape[2:]):
+    if op.name not in _SLIDING | _PER_CHANNEL:
+        for constant in tree_leaves(list(op.arguments.values())):
+            # Broadcasting counts dimensions from the last one.
+            if isinstance(constant, Tensor) and any(
+                extent > 1 for extent in constant.shape[-len(value.map_size) :]
+            ):
                 return "has a constant that differs over the map"
             if isinstance(constant, Value) and constant.constant:
                 return "has a mask made of the map"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -97,17 +99,45 @@ class LocalResponseNormSeen(TorchFunctionMode):
 @contextmanager
 def custom_functions_noted(recorder: Recorder) -> Iterator[None]:
     """Notes every ``autograd.Function`` of the user's: it states a derivative that no rule knows."""
+
+    def noted(run: Callable[[], Any], function: type, tensors: list[Tensor]) -> Any:
+        if not recorder.paused and any(recorder.value_of(tensor) is not None for tensor in tensors):
+            recorder.tape.faults.append(
+                f"{function.__name__} in {recorder.place()['module'] or 'the model'} is a custom "
+                f"autograd Function, whose backward only autograd knows"
+            )
+        return run()
+
+    with _around_custom_functions(noted):
+        yield
+
+
+@contextmanager
+def custom_functions_save_with(hooks: saved_tensors_hooks) -> Iterator[None]:
+    """What an ``autograd.Function`` of the user's saves goes to these hooks before all others.
+
+    Those of a checkpoint would run the function again, where rectifiers cannot be seen.
+    """
+
+    def saving(run: Callable[[], Any], function: type, tensors: list[Tensor]) -> Any:
+        with hooks:
+            return run()
+
+    with _around_custom_functions(saving):
+        yield
+
+
+@contextmanager
+def _around_custom_functions(
+    call: Callable[[Callable[[], Any], type, list[Tensor]], Any],
+) -> Iterator[None]:
     base = torch.autograd.Function
     original = base.__dict__["apply"]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if not recorder.paused and any(recorder.value_of(tensor) is not None for tensor in tensors):
-            recorder.tape.faults.append(
-                f"{cls.__name__} in {recorder.place()['module'] or 'the model'} is a custom autograd "
-                f"Function, whose backward only autograd knows"
-            )
-        return original.__get__(None, cls)(*args, **kwargs)  # a C method from PyTorch 2.15 on
+        bound = original.__get__(None, cls)  # a C method from PyTorch 2.15 on
+        return call(partial(bound, *args, **kwargs), cls, tensors)
 
     base.apply = classmethod(apply)
     try:

@@ -204,18 +204,18 @@ class Signal:
         return self.anew(zeroed.view(self.values.dtype))
 
     def trimmed(self, map_size: Sequence[int]) -> Signal:
-        """``clipped``, and without the margins that lie outside the map for every unit."""
+        """Without the margins that lie outside the map for every unit."""
         assert self.window is not None
         size = self.values.shape[2:]
         seen = self.window.seen(size, map_size)
         if seen == [(0, extent) for extent in size]:
-            return self.clipped(map_size)
+            return self
         values = self.values
         for dim, (first, stop) in enumerate(seen, start=2):
             values = values.narrow(dim, first, stop - first)
         window = self.window.moved((1,) * len(seen), [first for first, _ in seen])
-        part = replace(self, values=values.contiguous(), window=window, owned=True)
-        return part.clipped(map_size)
+        copied = values.contiguous()  # or the same, where it is contiguous already
+        return replace(self, values=copied, window=window, owned=self.owned or copied is not values)
 
     def full(self, map_size: Sequence[int]) -> Signal:
         """The signal on the whole map: each window put in its place, zero elsewhere.

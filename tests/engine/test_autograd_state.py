@@ -194,17 +194,33 @@ class Squared(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * signal[0]
 
 
+def exponential(x: Tensor) -> Tensor:
+    return x.exp()
+
+
 def test_what_a_checkpoint_would_recompute_is_refused() -> None:
-    """What a user's own Function saved is left to the checkpoint, which runs the forward again."""
+    """What scripted code saves is left to the checkpoint, which runs the forward again."""
 
     def half(x: Tensor) -> Tensor:
-        return Squared.apply(torch.relu(x)[:, :4])
+        return torch.jit.script(exponential)(torch.relu(x)[:, :4])
 
     def body(x: Tensor) -> Tensor:
         return checkpoint(half, x, use_reentrant=False).repeat(1, 2, 1, 1)
 
     with pytest.raises(UnsupportedOp, match="switch checkpointing off"):
         ours(body)
+
+
+@pytest.mark.parametrize("channels", [4, 8])
+def test_a_users_own_function_in_a_checkpoint_is_not_run_again(channels: int) -> None:
+    def part(x: Tensor, rectify: Body) -> Tensor:
+        return Squared.apply(rectify(x)[:, :channels] - 1)
+
+    def body(x: Tensor) -> Tensor:
+        y = checkpoint(part, x, torch.relu, use_reentrant=False)
+        return y.repeat(1, 8 // channels, 1, 1)
+
+    agree(body, lambda x: part(x, rect).repeat(1, 8 // channels, 1, 1))
 
 
 def test_checkpoints_are_seen_through() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -93,13 +94,18 @@ def test_windows_of_different_stride_are_joined_on_the_map() -> None:
         Deconvnet(net, "last").reconstruct(images, wanted, via="patches")
 
 
+def ramp(shape: tuple[int, ...]) -> Tensor:
+    return torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).view(shape)
+
+
 @pytest.mark.parametrize(
     ("differing", "says"),
     [
-        (
-            lambda y: y + torch.linspace(-1, 1, 8).double().view(1, 1, 1, 8),
-            "constant that differs over",
+        *(
+            (lambda y, shape=shape: y + ramp(shape), "constant that differs over")
+            for shape in [(1, 1, 1, 8), (8,), (8, 1), (8, 8), (4, 8, 1), (1, 4, 1, 8)]
         ),
+        (lambda y: torch.clamp(y, min=0 * ramp((8, 8))), "constant that differs over"),
         (lambda y: y + (y > 0.1), "mask made of the map"),
     ],
 )
@@ -210,7 +216,7 @@ def test_a_window_that_lies_outside_the_map_keeps_one_place() -> None:
     for shift, seen in ((-5, (1, 2)), (4, (0, 1))):
         window = Window(torch.tensor([[0]]), (1,), (shift,), ((0, 0),))
         assert window.seen([2], [4]) == [seen]
-        assert not Signal(torch.ones(1, 1, 2), None, window).trimmed([4]).values.any()
+        assert not Signal(torch.ones(1, 1, 2), None, window).trimmed([4]).clipped([4]).values.any()
 
 
 def test_values_that_something_else_holds_are_not_clipped_in_place() -> None:

@@ -124,9 +124,7 @@ def _spread(values: Tensor, stride: Sequence[int], here: Sequence[tuple[int, int
     for (first, stop), step, extent in zip(here, stride, values.shape[2:], strict=True):
         begin, end = -(-first // step), min(-(-stop // step), extent)
         taken.append(slice(begin, end))
-        there.append(
-            slice(begin * step - first, None if end == 0 else (end - 1) * step - first + 1, step)
-        )
+        there.append(slice(begin * step - first, (end - 1) * step - first + 1, step))
     found[tuple(there)] = values[tuple(taken)]
     return found
 

@@ -102,7 +102,8 @@ def constant_pad(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
     if signal.window is not None:
         ones = [1] * len(spatial)
         window = signal.window.moved(ones, [-start for start, _ in spatial])
-        yield op["self"], Signal(values, signal.sample, window).trimmed(op["self"].map_size)
+        moved = Signal(values, signal.sample, window).trimmed(op["self"].map_size)
+        yield op["self"], moved.clipped(op["self"].map_size)
         return
     negative = [-side for pair in reversed(spatial) for side in pair]
     yield op["self"], signal.map(lambda _: F.pad(values, negative))
