@@ -18,6 +18,9 @@ from lit_deconv.engine.rules.resampling import per_dim
 from lit_deconv.engine.signal import Signal, Window
 from lit_deconv.engine.tape import Op, Options
 
+# Switches that are looked up at a time on a CPU.
+_CACHED = 1 << 18
+
 
 @dataclass(frozen=True)
 class Switches:
@@ -98,8 +101,13 @@ def switch_codes(
         for dim in range(spatial):
             along = torch.arange(indices.shape[2 + dim], device=device) * stride[dim] - padding[dim]
             first = first[..., None] + along * lines[dim]
-        distance = indices - first
-        return table.index_select(0, distance.reshape(-1)).view(indices.shape)
+        codes = torch.empty_like(indices, dtype=dtype)
+        for some, found in zip(
+            indices.split(_few(indices)), codes.split(_few(indices)), strict=True
+        ):
+            distance = (some - first).reshape(-1)
+            found.copy_(table.index_select(0, distance).view(some.shape))
+        return codes
     place = torch.zeros_like(indices)
     rest, per_step = indices, 1
     for dim in reversed(range(spatial)):
@@ -111,6 +119,13 @@ def switch_codes(
         place.add_(step, alpha=per_step)
         per_step *= kernel[dim]
     return place.to(dtype)
+
+
+def _few(indices: Tensor) -> int:
+    """How many images at a time: what is made on the way of a few fits a CPU's cache."""
+    if indices.device.type != "cpu" or indices.numel() == 0:
+        return max(1, len(indices))
+    return max(1, _CACHED // indices[0].numel())
 
 
 def _dot(*factors: Sequence[int]) -> int:
