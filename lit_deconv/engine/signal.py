@@ -148,7 +148,7 @@ class Signal:
         part = replace(
             self,
             values=self.values[seeds],
-            sample=cut(self._samples()) if self.sample is None else cut(self.sample),
+            sample=self._samples()[seeds] if self.sample is None else cut(self.sample),
             channel=None if self.channel is None else cut(self.channel),
         )
         if self.window is None:
