@@ -250,3 +250,23 @@ def test_what_lies_outside_the_map_is_zero_whatever_it_was(dtype: torch.dtype, o
         assert torch.equal(given.nan_to_num(), values.nan_to_num())
     filled = Signal(values, None, window).clipped([2], -torch.inf).values
     assert str(filled.tolist()) == "[[[-inf, -inf, 3.0, nan, -inf]]]"
+
+
+def test_a_constant_of_its_own_for_each_image_is_not_computed_on_patches() -> None:
+    class Placed(Uneven):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = nn.Parameter(torch.linspace(1, 2, 4, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.relu(self.first(x) + self.shift[: len(x)].view(-1, 1, 1, 1)))
+
+    net, images = Placed(), torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    wanted = torch.tensor([[3, 1, 2, 3], [1, 0, 0, 5]])
+    with pytest.raises(UnsupportedOp, match="differ from image to image"):
+        Deconvnet(net, "last").reconstruct(images, wanted, via="patches")
+    for count in (4, 2):
+        units = wanted % torch.tensor([count, 9, 9, 9])
+        found = Deconvnet(net, "last").reconstruct(images[:count], units)
+        expected = Deconvnet(net, "last", path="autograd").reconstruct(images[:count], units)
+        assert_close(found, expected)
