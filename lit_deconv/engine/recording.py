@@ -132,7 +132,7 @@ class OnTape:
                     else:
                         windows = None
                 sizes.append(value.shape[1:2].numel() * size)
-            room[op] = self._rows(max(sizes))
+            room[op] = self._rows(max(sizes, default=1))
         return room
 
     def _rows(self, numbers: int) -> int:

@@ -270,3 +270,22 @@ def test_a_constant_of_its_own_for_each_image_is_not_computed_on_patches() -> No
         found = Deconvnet(net, "last").reconstruct(images[:count], units)
         expected = Deconvnet(net, "last", path="autograd").reconstruct(images[:count], units)
         assert_close(found, expected)
+
+
+@pytest.mark.parametrize("of", ["units", "maps"])
+def test_where_the_tape_lost_track_the_error_says_so(of: str) -> None:
+    """Written through another view: what is read afterwards comes from nowhere on the tape."""
+
+    class Written(Uneven):
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.elu(self.first(x))
+            torch.relu_(y[:, 1:2])
+            return self.last(y * 2)
+
+    images = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    rules, auto = Deconvnet(Written(), "last", path="rules"), Deconvnet(Written(), "last")
+    wanted = torch.tensor([[0, 1, 2, 3]])
+    with pytest.raises(UnsupportedOp, match="overwritten in place"):
+        rules.reconstruct(images, wanted) if of == "units" else rules.maps(images, [1])
+    found = auto.reconstruct(images, wanted) if of == "units" else auto.maps(images, [1])
+    assert found.any()
