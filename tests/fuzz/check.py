@@ -156,7 +156,7 @@ def uncropped(patches: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
     images = patches.new_zeros(*patches.shape[:2], *size)
     for image, patch, box in zip(images, patches, boxes.tolist(), strict=True):
         edges = list(zip(box[: len(size)], box[len(size) :], strict=True))
-        inside = tuple(slice(max(first, 0), last) for first, last in edges)
+        inside = tuple(slice(max(first, 0), max(last, 0)) for first, last in edges)
         under = image[every_image(inside)]
         shown = tuple(
             slice(max(-first, 0), max(-first, 0) + extent)
