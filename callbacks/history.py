@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lit_deconv.render import Evolution
+from lit_deconv.render.evolution import COLUMNS
 from lit_deconv.top import LayerTop, TopReconstructions
 
 from .probe import spread
@@ -18,8 +19,8 @@ __all__ = ["History"]
 
 ROWS = 16
 """Channels a layer, at most."""
-EPOCHS = 7
-"""Columns, at most: as many as the figure has in one line."""
+EPOCHS = COLUMNS
+"""Columns, at most."""
 SIDE = 64
 """Reconstructions larger than this are averaged down."""
 _CLIP = 0.995

@@ -243,7 +243,9 @@ def reconstructed(
         for name in top:
             try:
                 found[name] = on_cpu(collection.reconstruct(top, name), top[name].examples)
-            except Exception as error:
+            except (
+                Exception
+            ) as error:  # one layer's failure is told, and costs no other its pictures
                 found[name] = f"{type(error).__name__}: {error}"
                 collection.failed[name] = error
     return found

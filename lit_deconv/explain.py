@@ -119,6 +119,13 @@ def captum_faults(tape: Tape, target: Value) -> Iterable[str]:
             if earlier not in _ancestors(later, constants=False):
                 yield f"wrong at {module} (ReLU): it serves parallel branches"
                 break
+        # Captum keeps one signal a module and puts it at whatever that module read earlier.
+        before = {id(op) for call in calls for op in _ancestors(call, constants=False)}
+        aside = [op for op in tape.ops if op.name == "relu" and op.module == module]
+        if any(
+            id(parent.op) in before and op not in calls for op in aside for parent in op.parents()
+        ):
+            yield f"wrong at {module} (ReLU): it also ran on an earlier map, off the way back"
 
 
 def _other_forwards(tape: Tape, target: Value) -> Iterable[str]:

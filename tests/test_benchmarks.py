@@ -15,6 +15,7 @@ from torch import nn
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+# Benchmarks are no part of the package: they are found only once their folder's parent is on the path.
 from benchmarks import errors as table  # noqa: E402
 from benchmarks._cases import CASES, cut_off, strongest_units  # noqa: E402
 from benchmarks._errors import in_the_image, relative_error  # noqa: E402

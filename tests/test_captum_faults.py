@@ -55,6 +55,12 @@ def ignored_view(n: Any, x: Tensor) -> Tensor:
     return y
 
 
+def call_aside(n: Any, x: Tensor) -> Tensor:
+    y: Tensor = n.a(x)
+    n.r(y)
+    return n.r(n.b(y))
+
+
 def both(n: Any, x: Tensor) -> Tensor:
     y = n.a(x)
     return n.r(y) + y
@@ -109,6 +115,8 @@ WIRINGS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "mask of the input": (masked, "either"),
     "two readers": (two_readers, "always"),
     "parallel branches": (lambda n, x: n.r(n.b(x := n.a(x))) + n.r(n.c(x)), "either"),
+    "another call in front, off the way": (call_aside, "always"),
+    "another call behind, off the way": (lambda n, x: (y := n.r(n.a(x)), n.r(n.b(y)))[0], ""),
     "branches that share a constant": (detached_first, "either"),
     "ReLU of a ReLU": (lambda n, x: n.r(n.q(n.a(x))), "always"),
     "ReLU of itself": (lambda n, x: n.r(n.r(n.a(x))), "always"),
