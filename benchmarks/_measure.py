@@ -153,13 +153,17 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--threads", type=int, default=None, help="of torch; by default its own choice"
     )
     found.add_argument("--device", default="cpu", help="cpu or cuda")
+    found.add_argument(
+        "--tf32", action="store_true", help="on CUDA, let the others' convolutions round to TF32"
+    )
     found.add_argument("--only", default="", help="rows whose name holds this")
     return found
 
 
 def parsed(described: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Any:
-    """The arguments, with the number of threads set."""
+    """The arguments, with the number of threads and the precision of CUDA set."""
     asked = described.parse_args(arguments)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = asked.tf32
     if asked.threads:
         torch.set_num_threads(asked.threads)
     if asked.repetitions is None:

@@ -111,7 +111,7 @@ def _seconds(run: Callable[[], Tensor]) -> float:
 
 
 def _once(run: Callable[[], Tensor]) -> float:
-    clock = time.process_time if not torch.cuda.is_available() else time.perf_counter
+    clock = time.process_time if not torch.cuda.is_initialized() else time.perf_counter
     started = clock()
     run().flatten()[0].item()
     return clock() - started

@@ -114,11 +114,12 @@ def calibrated(model: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def prepared(name: str) -> tuple[nn.Module, Tensor]:
-    """A model of torchvision, calibrated, with its images."""
+def prepared(name: str, device: str = "cpu") -> tuple[nn.Module, Tensor]:
+    """A model of torchvision, calibrated, with its images, both drawn on the CPU."""
     torch.manual_seed(0)
     model = build(name)
-    images = images_for(name, model)
+    images = images_for(name, model).to(device)
+    model.to(device)
     with calibrated(model), torch.no_grad():
         model(images)
     return model, images

@@ -158,7 +158,7 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def markdown(zoo: Zoo, command: str) -> str:
+def markdown(zoo: Zoo, command: str, machine: str) -> str:
     """The table as a page of the documentation."""
     versions = ", ".join(
         f"{package} {version(package)}" for package in ("torch", "torchvision", "captum")
@@ -166,7 +166,7 @@ def markdown(zoo: Zoo, command: str) -> str:
     lines = [
         "# The zoo",
         "",
-        f"Made by `{command}` on Python {platform.python_version()}, {versions}, CPU.",
+        f"Made by `{command}` on Python {platform.python_version()}, {versions}, {machine}.",
         "",
         *_EXPLANATION.strip().splitlines(),
         "",

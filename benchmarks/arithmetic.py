@@ -14,6 +14,7 @@ import itertools
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -130,22 +131,37 @@ _KINDS = {
 }  # fmt: skip
 
 
-def where_the_time_goes(net: Deconvnet, images: Tensor, units: Tensor) -> str:
-    """Shares of the time of one call by kind of op; the rest is Python and PyTorch's calls."""
+def where_the_time_goes(net: Deconvnet, images: Tensor, units: Tensor, seconds: float) -> str:
+    """Shares of the time of one call by kind of op; the rest is Python and PyTorch's calls.
+
+    On CUDA shares of the ``seconds`` that a call takes unprofiled; the device waits for the rest.
+    """
+    on_cpu = images.device.type == "cpu"
+    activities = [ProfilerActivity.CPU] + ([] if on_cpu else [ProfilerActivity.CUDA])
     with (
-        profile(activities=[ProfilerActivity.CPU]) as profiler,
+        profile(activities=activities) as profiler,
         torch.profiler.record_function("call"),
     ):
-        net.reconstruct(images, units, crop=True)
+        net.reconstruct(images, units, crop=True)[0].flatten()[0].item()
     events = profiler.key_averages()
-    total = sum(event.self_cpu_time_total for event in events)
-    shares = dict.fromkeys([*_KINDS, "Python"], 0.0)
-    for event in events:
+    spent = [e.self_cpu_time_total if on_cpu else _on_device(e) for e in events]
+    total = sum(spent) if on_cpu else seconds * 1e6
+    rest = "Python" if on_cpu else "device idle"
+    shares = dict.fromkeys([*_KINDS, rest], 0.0)
+    for event, microseconds in zip(events, spent, strict=True):
         name = event.key.removeprefix("aten::")
         kinds = (kind for kind, parts in _KINDS.items() if any(part in name for part in parts))
-        shares[next(kinds, "Python")] += event.self_cpu_time_total / total
+        shares[next(kinds, rest)] += microseconds / total
+    if not on_cpu:
+        shares[rest] = max(0.0, 1 - sum(spent) / total)
     largest = sorted(shares.items(), key=lambda item: -item[1])
     return ", ".join(f"{kind} {share:.0%}" for kind, share in largest if share >= 0.05)
+
+
+def _on_device(event: Any) -> float:
+    """Microseconds of an op's kernels; the kernels' own rows would count them twice."""
+    is_op = event.key.startswith("aten::")
+    return event.self_device_time_total if is_op else 0.0
 
 
 def measure(cases: Sequence[Case], repetitions: int, device: str) -> str:
@@ -175,7 +191,7 @@ def measure(cases: Sequence[Case], repetitions: int, device: str) -> str:
             case.model, case.layer, number(forward / 1e9), number(back / 1e9),
             number(operations / 1e9), number(over[-1]), number(1e3 * seconds),
             number(operations / seconds / 1e9), f"{rates[-1]:.0%}",
-            where_the_time_goes(net, images, units),
+            where_the_time_goes(net, images, units, seconds),
         )  # fmt: skip
     return (
         f"{table}\n\nThe machine's best convolution: {number(best / 1e9)} GFLOP/s. Geometric means: done "

@@ -83,12 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     described.add_argument("--quick", action="store_true", help="fewer rows and repetitions")
     described.add_argument("--threads", type=int)
     described.add_argument("--device", default="cpu")
+    described.add_argument("--tf32", action="store_true")
     asked = described.parse_args(arguments)
     options = ["--quick"] if asked.quick else []
     options += ["--threads", str(asked.threads)] if asked.threads else []
     options += ["--device", asked.device] if asked.device != "cpu" else []
-    scripts = [name for name in asked.scripts if asked.device == "cpu" or name != "memory"]
-    sections = [section(script, options) for script in scripts]
+    options += ["--tf32"] if asked.tf32 else []
+    sections = [section(script, options) for script in asked.scripts]
     command = " ".join(["python benchmarks/run.py", *options])
     if asked.scripts != list(SCRIPTS):
         command += f" --scripts {' '.join(asked.scripts)}"

@@ -1,6 +1,6 @@
 """Every model of torchvision, walked back by rules and by autograd, and by Captum beside them.
 
-    python benchmarks/zoo.py [--models GLOB ...] [--double] [--markdown docs/zoo.md]
+    python benchmarks/zoo.py [--models GLOB ...] [--double] [--device cuda] [--markdown docs/zoo.md]
 
 For an early, a middle and a late layer of each model: the path that is taken, the ops without a
 rule, the largest error of one walk against the other on the same forward, whether Captum agrees,
@@ -110,6 +110,7 @@ def strongest_units(activation: Tensor, generator: torch.Generator, count: int =
     Returns:
         int64 [count * N, 2 + D], the images one after the other, then again.
     """
+    activation = activation.cpu()
     flat = activation.flatten(2) if activation.ndim > 2 else activation.unsqueeze(2)
     strongest, position = flat.max(2)
     units = []
@@ -237,11 +238,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", default=["*"], metavar="GLOB", help="which models")
     parser.add_argument("--double", action="store_true", help="compare in float64 too")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
         "--markdown", type=pathlib.Path, metavar="FILE", help="write the table there"
     )
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    # What Captum and the search for strongest units compute outside lit-deconv is to be exact too.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     zoo = Zoo()
     _print(HEAD)
     names = [n for n in names_of_models() if any(fnmatch.fnmatch(n, g) for g in asked.models)]
@@ -249,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tqdm(names, unit="model", file=sys.stderr) as bar:
         for name in bar:
             bar.set_postfix_str(name)
-            model, images = prepared(name)
+            model, images = prepared(name, asked.device)
             rows = check(name, model, images, double=asked.double)
             del model, images
             gc.collect()
@@ -262,9 +267,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = "python benchmarks/zoo.py"
         command += "" if asked.models == ["*"] else f" --models {' '.join(asked.models)}"
         command += " --double" if asked.double else ""
+        command += "" if asked.device == "cpu" else f" --device {asked.device}"
+        on = "CPU" if asked.device == "cpu" else torch.cuda.get_device_name(asked.device)
         # Of an absolute path the name alone: the page is to hold none of this machine.
         file = asked.markdown.name if asked.markdown.is_absolute() else asked.markdown.as_posix()
-        asked.markdown.write_text(markdown(zoo, f"{command} --markdown {file}"))
+        asked.markdown.write_text(markdown(zoo, f"{command} --markdown {file}", on))
     return 1 if zoo.failures() else 0
 
 

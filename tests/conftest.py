@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+pytest_plugins = ["on_device"]
+
 _GLOBAL_HOOKS = (
     "_global_forward_hooks",
     "_global_forward_pre_hooks",
@@ -42,11 +44,20 @@ def _state_of(model: nn.Module) -> dict[str, Any]:
             name: None if t.grad is None else t.grad.clone() for name, t in tensors.items()
         },
         "global hooks": [len(getattr(nn.modules.module, kind)) for kind in _GLOBAL_HOOKS],
-        "random": (torch.random.get_rng_state(), random.getstate()),
+        "random": (
+            torch.random.get_rng_state(),
+            torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            random.getstate(),
+        ),
         "modes": (
             torch.is_grad_enabled(),
             torch.is_inference_mode_enabled(),
             torch.is_autocast_enabled("cpu"),
+            torch.is_autocast_enabled("cuda"),
+            torch.backends.cudnn.allow_tf32,
+            torch.backends.cudnn.deterministic,
+            torch.backends.cudnn.benchmark,
+            torch.backends.cuda.matmul.allow_tf32,
             torch.overrides._len_torch_function_stack(),
             torch.utils._python_dispatch._len_torch_dispatch_stack(),
             torch.autograd.Function.__dict__["apply"],

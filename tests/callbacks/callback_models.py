@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -85,7 +86,7 @@ def loader(count: int = 8, channels: int = 3, batch: int = 4, **kwargs: Any) -> 
 def trainer(folder: Path, *callbacks: pl.Callback, **kwargs: Any) -> pl.Trainer:
     given: dict[str, Any] = {
         "max_epochs": EPOCHS,
-        "accelerator": "cpu",
+        "accelerator": "gpu" if "cuda" in os.environ.get("LIT_DECONV_TEST_DEVICE", "") else "cpu",
         "devices": 1,
         "logger": TensorBoardLogger(folder, name="log", version=0),
         "log_every_n_steps": 1,

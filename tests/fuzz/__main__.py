@@ -7,6 +7,7 @@ import multiprocessing
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from tqdm import tqdm
 
@@ -20,18 +21,21 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10_000, help="how many networks")
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
         "--show", type=int, metavar="SEED", help="print one network and its outcome"
     )
     arguments = parser.parse_args()
     if arguments.show is not None:
         print(generate(arguments.show))
-        outcome = check(arguments.show)
+        outcome = check(arguments.show, arguments.device)
         print("\n".join([f"path: {outcome.path}", *outcome.failures]))
         return int(bool(outcome.failures))
     seeds = range(arguments.start, arguments.start + arguments.count)
     outcomes = []
-    for outcome in tqdm(_checked(seeds, arguments.jobs), total=len(seeds), unit="network"):
+    for outcome in tqdm(
+        _checked(seeds, arguments.jobs, arguments.device), total=len(seeds), unit="network"
+    ):
         outcomes.append(outcome)
         if outcome.failures:
             tqdm.write(f"seed {outcome.seed}: {outcome.failures[0]}", file=sys.stderr)
@@ -39,13 +43,14 @@ def main() -> int:
     return int(any(outcome.failures for outcome in outcomes))
 
 
-def _checked(seeds: range, jobs: int) -> Iterator[Outcome]:
+def _checked(seeds: range, jobs: int, device: str) -> Iterator[Outcome]:
+    checked = partial(check, device=device)
     if jobs == 1:
         one_thread()
-        yield from map(check, seeds)
+        yield from map(checked, seeds)
         return
     with multiprocessing.get_context("spawn").Pool(jobs, one_thread) as pool:
-        yield from pool.imap_unordered(check, seeds, chunksize=20)
+        yield from pool.imap_unordered(checked, seeds, chunksize=20)
 
 
 def summary(outcomes: Iterable[Outcome]) -> str:

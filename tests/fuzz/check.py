@@ -67,10 +67,10 @@ def relative_error(given: Tensor, expected: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def check(seed: int) -> Outcome:
+def check(seed: int, device: str = "cpu") -> Outcome:
     """All comparisons on the network of a seed; an exception is a failure too."""
     try:
-        return check_network(generate(seed))
+        return check_network(generate(seed), device)
     except Exception as error:
         return Outcome(
             seed, failures=[f"exception: {type(error).__name__}: {error}"], path="exception"
@@ -82,11 +82,11 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def check_network(network: Network) -> Outcome:
+def check_network(network: Network, device: str = "cpu") -> Outcome:
     """All comparisons on one network."""
     outcome = Outcome(network.seed)
     rng = random.Random(network.seed + 2)
-    model, images = network.model(), network.inputs()
+    model, images = network.model().to(device), network.inputs().to(device)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     leaf = images.clone().requires_grad_()
@@ -336,7 +336,7 @@ def _check_untouched(
     state: dict[str, Tensor],
 ) -> None:
     """Model, flags, hooks and images are as they were."""
-    outcome.require(torch.equal(images, network.inputs()), "the images have changed")
+    outcome.require(torch.equal(images.cpu(), network.inputs()), "the images have changed")
     now = model.state_dict()
     same = all(torch.equal(now[name], tensor) for name, tensor in state.items())
     outcome.require(same, "the model's state has changed")

@@ -171,7 +171,7 @@ def normalisation(w: Writer) -> Variable | None:
     user, value = w.read(x)
     if kind == "layer":
         source = f"F.layer_norm({{x}}, {x.shape})"
-        reference = f"normalised({value}, lambda t: {source}, 1, torch.ones({c}))"
+        reference = f"normalised({value}, lambda t: {source}, 1, {value}.new_ones({c}))"
         return w.write(source.format(x=user), reference.format(x="t"), x.shape)
     if kind == "channels last":
         weight = w.parameter(c)

@@ -1,0 +1,111 @@
+"""Runs tests written for a CPU on another device: what they make is moved there as it is made.
+
+    python -m pytest --device cuda [--tf32] tests/engine tests/test_attr.py ...
+
+Whatever lit-deconv, Captum or Lightning make stays where they put it, so that a tensor they forgot
+on the CPU meets those of the device, and the test fails. Numbers are drawn on the CPU: they are
+those of the ordinary run.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+
+# Where the callbacks' tests, which run Trainers of their own and some of them processes, look it up.
+VARIABLE = "LIT_DECONV_TEST_DEVICE"
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_TORCH = str(pathlib.Path(torch.__file__).parent)
+# Who makes what is meant to be on the device: tests, benchmarks, and models of examples.
+_MOVED = tuple(
+    str(folder)
+    for folder in (
+        _ROOT / "tests",
+        _ROOT / "benchmarks",
+        _ROOT / "lit_deconv" / "examples",
+        pathlib.Path(torchvision.__file__).parent,
+    )
+)
+_DRAWS = {
+    getattr(Tensor, name)
+    for name in ("normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_")
+}
+
+
+class OnDevice(TorchFunctionMode):
+    """What tests make without naming a device is moved to this one.
+
+    Args:
+        device: Where to.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = torch.device(device)
+        self.factories = _device_constructors()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self.factories and kwargs.get("device") is None and _asked_by_tests():
+            return self._moved(func(*args, **kwargs))
+        if func in _DRAWS and args[0].device.type == self.device.type and _asked_by_tests():
+            return self._drawn(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _moved(self, made: Any) -> Any:
+        if not isinstance(made, Tensor) or made.device.type != "cpu" or made.is_sparse:
+            return made
+        moved = made.detach().to(self.device)
+        return moved.requires_grad_() if made.requires_grad else moved
+
+    def _drawn(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        target: Tensor = args[0]
+        with torch.no_grad():
+            drawn = func(torch.empty(target.shape, dtype=target.dtype), *args[1:], **kwargs)
+            return target.copy_(drawn)
+
+
+def _asked_by_tests() -> bool:
+    """Whether the innermost caller outside torch is one whose tensors are meant for the device."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file != __file__ and not file.startswith(_TORCH):
+            return file.startswith(_MOVED) or file.startswith("<")
+        frame = frame.f_back
+    return False
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the engine's tests run: cpu or cuda")
+    parser.addoption("--tf32", action="store_true", help="let the caller's CUDA round to TF32")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ[VARIABLE] = config.getoption("--device")
+    if config.getoption("--tf32"):
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    device = item.config.getoption("--device")
+    if device == "cpu" or "callbacks" in item.path.parts:
+        return (yield)
+    with OnDevice(device):
+        return (yield)
