@@ -1,6 +1,7 @@
 """Runs tests written for a CPU on another device: what they make is moved there as it is made.
 
     python -m pytest --device cuda [--tf32] tests/engine tests/test_attr.py ...
+    LIT_DECONV_TEST_DEVICE=cuda python -m pytest tests/callbacks
 
 Whatever lit-deconv, Captum or Lightning make stays where they put it, so that a tensor they forgot
 on the CPU meets those of the device, and the test fails. Numbers are drawn on the CPU: they are
@@ -12,7 +13,7 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
-# Where the callbacks' tests, which run Trainers of their own and some of them processes, look it up.
+# Where tests that name a device themselves look it up.
 VARIABLE = "LIT_DECONV_TEST_DEVICE"
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -96,16 +97,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ[VARIABLE] = config.getoption("--device")
-    if config.getoption("--tf32"):
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    device = item.config.getoption("--device")
-    if device == "cpu" or "callbacks" in item.path.parts:
-        return (yield)
-    with OnDevice(device):
-        return (yield)
+    device, tf32 = config.getoption("--device"), config.getoption("--tf32")
+    if device == "cpu":
+        return
+    os.environ[VARIABLE] = device
+    # Captum, and what the tests compute themselves, are as exact as they are on a CPU.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    mode = OnDevice(device)
+    mode.__enter__()  # from here on, for what modules make when they are imported
+    config.add_cleanup(lambda: mode.__exit__(None, None, None))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,8 @@ from torch.nn.utils import parametrizations, prune
 
 from lit_deconv import Deconvnet
 from lit_deconv.engine.errors import ChannelsError
+
+DEVICE = os.environ.get("LIT_DECONV_TEST_DEVICE", "cpu")
 
 Untouched = Callable[..., AbstractContextManager[None]]
 PATHS = ("auto", "autograd")
@@ -94,8 +97,8 @@ STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "plain": nullcontext,
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
-    "autocast-bf16": lambda: torch.autocast("cpu", torch.bfloat16),
-    "autocast-fp16": lambda: torch.autocast("cpu", torch.float16),
+    "autocast-bf16": lambda: torch.autocast(DEVICE, torch.bfloat16),
+    "autocast-fp16": lambda: torch.autocast(DEVICE, torch.float16),
     "enable_grad": torch.enable_grad,
     "anomaly": lambda: torch.autograd.set_detect_anomaly(True, check_nan=False),
     "deterministic": lambda: _deterministic(),
@@ -194,7 +197,7 @@ def test_the_dtype_of_the_weights(
 def test_autocast_when_asked_for(
     net: Net, x: Tensor, expected: dict[str, list[Tensor]], path: str
 ) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         deconvnet = Deconvnet(net, "conv2", path=path, autocast=True)
         activation = deconvnet.activations(x)
         given = deconvnet.attribute(x)

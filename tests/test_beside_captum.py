@@ -5,6 +5,7 @@ The reference is the model with each rectifier written as an explicit autograd F
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from lit_deconv import Deconvnet, Deconvolution, NeuronDeconvolution
 from lit_deconv.engine.errors import DeconvError
+
+DEVICE = os.environ.get("LIT_DECONV_TEST_DEVICE", "cpu")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -141,12 +144,13 @@ def test_captum_is_the_plain_gradient_of_traced_and_scripted_models(form: str) -
 def test_captum_changes_batch_norm_and_random_numbers_in_train_mode() -> None:
     for attribution, touches in ((captum.attr.Deconvolution, True), (Deconvolution, False)):
         net = Net(nn.ReLU()).train()
-        mean, random = net.norm.running_mean, torch.get_rng_state()
+        state = torch.cuda.get_rng_state if DEVICE == "cuda" else torch.get_rng_state
+        mean, random = net.norm.running_mean, state()
         assert mean is not None
         before = mean.clone()
         attribution(net).attribute(images(), UNIT)
         assert torch.equal(mean, before) != touches
-        assert torch.equal(torch.get_rng_state(), random) != touches
+        assert torch.equal(state(), random) != touches
     net = Net(nn.ReLU()).train()
     given = Deconvnet(net, "last").attribute(images(), with_seed_one)
     assert error(given, reference(F.relu)) < 1e-12

@@ -265,6 +265,7 @@ def test_everything_is_as_it_was(failing: bool, training: bool, wanted: bool) ->
     pair = (images(12).requires_grad_(wanted), images(12))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
+    modes = torch.overrides._get_current_function_mode_stack()
 
     def attribute() -> None:
         Deconvolution(model).attribute(pair, 1)
@@ -283,7 +284,7 @@ def test_everything_is_as_it_was(failing: bool, training: bool, wanted: bool) ->
     assert not any(
         m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules()
     )
-    assert not torch.overrides._get_current_function_mode_stack()
+    assert torch.overrides._get_current_function_mode_stack() == modes
 
 
 def test_batch_statistics_leave_no_trace_in_train_mode() -> None:

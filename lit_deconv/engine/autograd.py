@@ -178,10 +178,8 @@ class AutogradRecording:
             leaf.new_zeros((len(samples), *leaf.shape[1:])).detach() for leaf in self.inputs
         )
         if layer not in self._mixing:
-            self._mixing[layer] = Mixing(
-                partial(self.walk, layer), captured, [len(leaf) for leaf in self.inputs]
-            )
-        for units in self._mixing[layer].rounds(samples):
+            self._mixing[layer] = Mixing(captured, [len(leaf) for leaf in self.inputs])
+        for units in self._mixing[layer].rounds(partial(self.walk, layer), samples):
             seed = torch.zeros_like(captured)
             chosen = samples[units]
             seed[chosen] = seeds[units].to(seed.dtype)

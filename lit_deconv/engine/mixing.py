@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from lit_deconv.engine.errors import UnsupportedOp
 
+# Takes a seed at the layer back to each input, [N, ...].
+Walk: TypeAlias = Callable[[Tensor], tuple[Tensor, ...]]
+
 
 class Mixing:
     """Whether a model keeps its images apart on the way to a layer, asked of autograd's graph.
 
     Args:
-        walk: Takes a seed at the layer back to each input, [N, ...].
         layer: The layer's output, [M, ...]; mostly M = N.
         images: The number of images N of each input.
     """
 
-    def __init__(
-        self,
-        walk: Callable[[Tensor], tuple[Tensor, ...]],
-        layer: Tensor,
-        images: Sequence[int],
-    ) -> None:
-        self.walk, self.layer, self.images = walk, layer, images
+    def __init__(self, layer: Tensor, images: Sequence[int]) -> None:
+        self.layer, self.images = layer, images
+        self._mixed: bool | None = None
 
-    def rounds(self, samples: Tensor) -> Iterator[Tensor]:
+    def rounds(self, walk: Walk, samples: Tensor) -> Iterator[Tensor]:
         """Groups units that may be walked at the same time: a single one where images are mixed.
 
         Args:
+            walk: The way back, on which the question is put. Not held: it holds the whole graph.
             samples: The sample that each unit belongs to, [U].
 
         Yields:
@@ -40,14 +39,15 @@ class Mixing:
         Raises:
             UnsupportedOp: The image of a unit is another one than the number of its sample says.
         """
-        if not self.mixed:
+        if self._mixed is None:
+            self._mixed = self._are_mixed(walk)
+        if not self._mixed:
             return rounds(samples)
         for sample in samples.unique().tolist():
-            self._refuse_another_image(sample)
+            self._refuse_another_image(walk, sample)
         return iter(torch.arange(len(samples), device=samples.device).split(1))
 
-    @cached_property
-    def mixed(self) -> bool:
+    def _are_mixed(self, walk: Walk) -> bool:
         """Whether a signal that starts at one image can arrive at another one.
 
         Two images differ in some bit of their numbers, so two walks a bit tell every pair apart.
@@ -56,12 +56,12 @@ class Mixing:
             return True
         number = torch.arange(len(self.layer))
         return any(
-            bool(self._reached_from(seeded)[~seeded].any())
+            bool(self._reached_from(walk, seeded)[~seeded].any())
             for bit in range((len(number) - 1).bit_length())
             for seeded in ((number >> bit) % 2 == 0, (number >> bit) % 2 == 1)
         )
 
-    def _reached_from(self, seeded: Tensor) -> Tensor:
+    def _reached_from(self, walk: Walk, seeded: Tensor) -> Tensor:
         """The images [N], bool, at which a signal arrives from some samples of the layer, bool [M].
 
         What is not a number stays that on every way back, also where a rectifier or a cancellation
@@ -70,15 +70,15 @@ class Mixing:
         seed = torch.zeros_like(self.layer)
         seed[seeded.to(seed.device)] = torch.nan
         with torch.autograd.set_detect_anomaly(False):
-            signals = self.walk(seed)
+            signals = walk(seed)
         arrived = [signal.isnan().flatten(1).any(1).cpu() for signal in signals]
         count = max(self.images)  # an input with one sample belongs to all images
         return torch.stack([a if len(a) == count else a.any().expand(count) for a in arrived]).any(
             0
         )
 
-    def _refuse_another_image(self, sample: int) -> None:
-        reached = self._reached_from(torch.arange(len(self.layer)) == sample)
+    def _refuse_another_image(self, walk: Walk, sample: int) -> None:
+        reached = self._reached_from(walk, torch.arange(len(self.layer)) == sample)
         if sample >= len(reached) or not reached[sample]:
             raise UnsupportedOp(
                 f"sample {sample} of the layer (of {len(self.layer)}) does not come from image {sample} "

@@ -6,6 +6,7 @@ others are decomposed where PyTorch can) and what a rule wants kept.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -292,7 +293,7 @@ class Recorder(TorchDispatchMode):
         )
         if tensor.is_complex() and not constant and not starts:
             op.fault = op.fault or "gives complex numbers, which rules do not carry"
-        value = Value(op, tensor.shape, tensor.dtype, storage, generation, constant)
+        value = Value(weakref.ref(op), tensor.shape, tensor.dtype, storage, generation, constant)
         self.values[tensor] = value
         op.outputs.append(value)
         return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,8 @@ class Value:
     """A tensor of the forward pass that depends on the input; the tensor itself is not held.
 
     Attributes:
-        op: The op that made it; the tape's input for the first one.
+        made_by: The op that made it. An op holds its values, so they do not hold it: what a tape
+            keeps is freed with the tape, and waits for no garbage collection.
         shape: Its shape, samples first.
         dtype: Its dtype.
         storage: Key of the memory it lived in.
@@ -40,12 +42,19 @@ class Value:
             detached.
     """
 
-    op: Op
+    made_by: weakref.ref[Op]
     shape: torch.Size
     dtype: torch.dtype
     storage: int = 0
     generation: int = 0
     constant: bool = False
+
+    @property
+    def op(self) -> Op:
+        """The op that made it, as long as its tape is there; the tape's input for the first one."""
+        op = self.made_by()
+        assert op is not None
+        return op
 
     @property
     def map_size(self) -> torch.Size:

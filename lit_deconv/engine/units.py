@@ -255,8 +255,7 @@ def _parts(units: Tensor, interior: Span, rows: int, share: int) -> tuple[Tensor
     """In which order to walk units, and which of them go together all the way.
 
     Units whose windows leave the image alike go together, so that none computes what lies outside it
-    for all of them. A device that would have to be asked for that tells apart only those that see
-    nothing outside the image.
+    for all of them. That is settled on the CPU: a device is waited for once, before the walk.
 
     Args:
         units: int64 [U, 2 + D].
@@ -268,13 +267,13 @@ def _parts(units: Tensor, interior: Span, rows: int, share: int) -> tuple[Tensor
     Returns:
         Their order, int64 [U], and the parts in that order.
     """
-    positions = units[:, 2:]
-    if len(units) == 0 or positions.shape[1] == 0 or units.device.type != "cpu":
-        return _inside_first(positions, interior, rows)
+    positions = units[:, 2:].cpu()
+    if positions.numel() == 0:  # no units, or a layer without positions
+        return torch.arange(len(units), device=units.device), _filled([Part(len(units))], rows)
     if len(units) * share < rows:
         low, high = positions.aminmax(dim=0)
         span = tuple(zip(low.tolist(), high.tolist(), strict=True))
-        return torch.arange(len(units)), [Part(len(units), span)]
+        return torch.arange(len(units), device=units.device), [Part(len(units), span)]
     kind, counts, spans = _kinds_of_margin(positions, interior, 2 * len(units) // rows)
     parts: list[Part] = []
     few: list[Part] = []
@@ -283,7 +282,7 @@ def _parts(units: Tensor, interior: Span, rows: int, share: int) -> tuple[Tensor
         if _together(few) * share >= rows:
             parts += _filled(few, rows)
             few = []
-    return kind.argsort(stable=True), parts + _filled(few, rows)
+    return kind.argsort(stable=True).to(units.device), parts + _filled(few, rows)
 
 
 def _kinds_of_margin(
@@ -335,17 +334,6 @@ def _filled(few: list[Part], rows: int) -> list[Part]:
     """All of these together, in parts of at most ``rows``."""
     count, span = _together(few), union(part.span for part in few)
     return [Part(min(rows, count - start), span) for start in range(0, count, rows)]
-
-
-def _inside_first(positions: Tensor, interior: Span, rows: int) -> tuple[Tensor, list[Part]]:
-    order = torch.arange(len(positions), device=positions.device)
-    if interior is None or len(positions) == 0:
-        return order, _filled([Part(len(positions))], rows)
-    low, high = (positions.new_tensor(bounds) for bounds in zip(*interior, strict=True))
-    inside = ((positions >= low) & (positions <= high)).all(1)
-    inner, outer = order[inside], order[~inside]
-    parts = _filled([Part(len(inner), interior)], rows) + _filled([Part(len(outer))], rows)
-    return torch.cat([inner, outer]), parts
 
 
 def _finished(

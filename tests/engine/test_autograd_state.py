@@ -115,6 +115,7 @@ def test_nothing_is_left_on_model_inputs_and_modes(failing: bool, training: bool
     state = {name: value.clone() for name, value in model.state_dict().items()}
     flags = {name: value.requires_grad for name, value in model.named_parameters()}
     rebound = model.rebound
+    modes = torch.overrides._get_current_function_mode_stack()
     if failing:
         with pytest.raises(KeyError, match="from the model"):
             record_autograd(model, (x,), {"top": model}, model=model)
@@ -131,7 +132,7 @@ def test_nothing_is_left_on_model_inputs_and_modes(failing: bool, training: bool
     assert not nn.modules.module._global_forward_hooks
     assert not nn.modules.module._global_forward_pre_hooks
     assert not any(m._forward_hooks or m._backward_hooks for m in model.modules())
-    assert not torch.overrides._get_current_function_mode_stack()
+    assert torch.overrides._get_current_function_mode_stack() == modes
     assert torch.is_grad_enabled()
     y = model.conv(x)  # no saved-tensor hook is left either: plain autograd checks versions again
     z = y.sigmoid()

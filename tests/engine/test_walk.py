@@ -301,10 +301,10 @@ def test_a_seed_is_not_overwritten() -> None:
 
 
 def test_parts_are_counted_by_windows_not_by_whole_maps() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 4, 3)).eval()
-    images = torch.randn(1, 3, 200, 200)
+    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 4, 3)).cpu()
+    images = torch.randn(1, 3, 200, 200, device="cpu")  # elsewhere parts are larger
     recording = OnTape(record(model, (images,), {"2": model[2]}, model=model), (images,))
-    maps = torch.tensor([[0, 0], [1, 0], [2, 0]])
+    maps = torch.tensor([[0, 0], [1, 0], [2, 0]], device="cpu")
     alone = [count for count, _ in recording.walk_maps("2", maps)]
     assert alone == [1, 1, 1]  # a map of 64 x 200 x 200 floats is larger than a part
     assert recording.units_per_part("2") > 1000  # a window has 64 x 3 x 3
