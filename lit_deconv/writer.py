@@ -79,7 +79,8 @@ class Writer:
             picture = Picture(tag, encode_png(drawn), height, width, step, caption)
             self._each(tag, step, lambda sink: sink.image(picture))
 
-        return self._queue(tag, step, write)
+        self._queue(tag, step, write)
+        return self.failures()
 
     def text(self, tag: str, markdown: str, step: int) -> list[Failure]:
         """Queues Markdown, such as a table.
@@ -87,9 +88,10 @@ class Writer:
         Returns:
             The failures since the last call.
         """
-        return self._queue(
+        self._queue(
             tag, step, lambda: self._each(tag, step, lambda sink: sink.text(tag, markdown, step))
         )
+        return self.failures()
 
     def failures(self) -> list[Failure]:
         """The failures since the last call of any method."""
@@ -123,7 +125,7 @@ class Writer:
         self._thread = None
         return failures
 
-    def _queue(self, tag: str, step: int, write: Callable[[], None]) -> list[Failure]:
+    def _queue(self, tag: str, step: int, write: Callable[[], None]) -> None:
         if self._thread is None:
             self._fail(tag, step, RuntimeError("the writer is closed; make a new one"))
         elif not self._room.acquire(timeout=self.patience):
@@ -131,7 +133,6 @@ class Writer:
             self._fail(tag, step, error)
         else:
             self._submit(self._thread, tag, step, write)
-        return self.failures()
 
     def _submit(
         self, thread: ThreadPoolExecutor, tag: str, step: int, write: Callable[[], None]

@@ -316,6 +316,26 @@ class TestWriter:
         assert isinstance(failure.error, ZeroDivisionError)
         assert recorder.steps == [2]
 
+    @pytest.mark.parametrize("end", ["drain", "close"])
+    def test_what_failed_before_the_end_is_reported_at_the_end(self, end: str) -> None:
+        queued, failed = threading.Event(), threading.Event()
+
+        def draw() -> Tensor:
+            assert queued.wait(10)
+            raise ZeroDivisionError("no pixels")
+
+        class Noting(Writer):
+            def _fail(self, *arguments: Any) -> None:
+                super()._fail(*arguments)
+                failed.set()
+
+        writer = Noting([Recorder()])
+        assert not writer.image("grid", draw, 1)
+        queued.set()
+        assert failed.wait(10)
+        assert [failure.tag for failure in getattr(writer, end)()] == ["grid"]
+        writer.close()
+
     def test_a_full_queue_makes_the_caller_wait(self) -> None:
         gate, entered = threading.Event(), threading.Event()
 
