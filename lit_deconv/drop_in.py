@@ -18,9 +18,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lit_deconv.engine.audit import recomputation_refused, refuse_unseen
 from lit_deconv.engine.errors import UnsupportedOp
+from lit_deconv.engine.precision import exact
 from lit_deconv.engine.recognise import custom_functions_save_with
 from lit_deconv.engine.rectified import RectifiedBackward, inference_mode_ignored
 from lit_deconv.engine.saved import state_kept
+from lit_deconv.engine.undisturbed import randomness_kept
 
 
 class Deconvolution(captum.attr.Deconvolution):
@@ -134,9 +136,10 @@ def _rectified(model: nn.Module, inputs: int) -> Iterator[Callable[..., Any]]:
         refuse_unseen(mode, [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)])
         return outputs
 
-    cuda = {parameter.device.index or 0 for parameter in module.parameters() if parameter.is_cuda}
+    devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
     with (
-        torch.random.fork_rng(devices=sorted(cuda)),
+        randomness_kept(devices),
+        exact(),
         torch.compiler.set_stance("force_eager"),
         state_kept(module, mode.saved) as mode.before_write,
         recomputation_refused(),

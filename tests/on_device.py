@@ -81,11 +81,15 @@ class OnDevice(TorchFunctionMode):
 
 
 def _asked_by_tests() -> bool:
-    """Whether the innermost caller outside torch is one whose tensors are meant for the device."""
+    """Whether the innermost caller outside torch is one whose tensors are meant for the device.
+
+    Function modes, of whomever, hand on what others ask for.
+    """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if file != __file__ and not file.startswith(_TORCH):
+        hands_on = file.startswith(_TORCH) or frame.f_code.co_name == "__torch_function__"
+        if file != __file__ and not hands_on:
             return file.startswith(_MOVED) or file.startswith("<")
         frame = frame.f_back
     return False

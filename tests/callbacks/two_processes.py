@@ -74,8 +74,15 @@ def fit(
     given: dict[str, Any] = {"layers": LAYERS, "channels": "all", "probe": 2, "compare_images": 1}
     callback = DeconvCallback(**(given | options))
     strategy = "ddp" if devices > 1 else "auto"
-    epochs = 2 if others else 1
-    run = trainer(folder, *others, callback, devices=devices, strategy=strategy, max_epochs=epochs)
+    run = trainer(
+        folder,
+        *others,
+        callback,
+        devices=devices,
+        strategy=strategy,
+        max_epochs=2 if others else 1,
+        accelerator="cpu",
+    )
     val = DataLoader(images if val is None else val, 2)
 
     def go() -> None:
@@ -96,7 +103,13 @@ def unnoticed(folder: Path, devices: int) -> dict[bool, Any]:
         seeded()
         model = LitNet(tiny_net(norm=True, p=0.5))
         callbacks = [DeconvCallback(on_error="raise")] if with_it else []
-        run = trainer(folder / f"callback {with_it}", *callbacks, devices=devices, strategy="ddp")
+        run = trainer(
+            folder / f"callback {with_it}",
+            *callbacks,
+            devices=devices,
+            strategy="ddp",
+            accelerator="cpu",
+        )
         run.fit(model, DataLoader(images, 2, shuffle=True), DataLoader(images, 2))
         metrics = {k: v for k, v in run.callback_metrics.items() if not k.startswith("deconv")}
         found[with_it] = {

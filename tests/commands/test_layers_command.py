@@ -64,7 +64,8 @@ class Mixed(nn.Module):
         self.two, self.scale, self.tail = Two(), nn.Embedding(1, 4), nn.Conv2d(4, 2, 3)
     def forward(self, x):
         y, _ = self.two(x)
-        return self.tail(torch.cummax(y, 2).values * self.scale(torch.tensor([0])).view(1, 4, 1, 1))
+        scale = self.scale(torch.tensor([0], device=x.device)).view(1, 4, 1, 1)
+        return self.tail(torch.cummax(y, 2).values * scale)
 """
 
 
