@@ -28,6 +28,7 @@ from torch.utils._device import _device_constructors
 VARIABLE = "LIT_DECONV_TEST_DEVICE"
 
 _ROOT = pathlib.Path(__file__).parents[1]
+_ENGINE = str(_ROOT / "lit_deconv" / "engine")
 _TORCH = str(pathlib.Path(torch.__file__).parent)
 # Who makes what is meant to be on the device: tests, benchmarks, and models of examples.
 _MOVED = tuple(
@@ -83,16 +84,20 @@ class OnDevice(TorchFunctionMode):
 def _asked_by_tests() -> bool:
     """Whether the innermost caller outside torch is one whose tensors are meant for the device.
 
-    Function modes, of whomever, hand on what others ask for.
+    Function modes, and what lit-deconv calls in one, hand on what others ask for.
     """
     frame: FrameType | None = sys._getframe(1)
+    asking = ""
     while frame is not None:
         file = frame.f_code.co_filename
-        hands_on = file.startswith(_TORCH) or frame.f_code.co_name == "__torch_function__"
-        if file != __file__ and not hands_on:
-            return file.startswith(_MOVED) or file.startswith("<")
+        if frame.f_code.co_name == "__torch_function__":
+            asking = ""
+        elif not asking and file != __file__ and not file.startswith(_TORCH):
+            asking = file
+        if asking and not file.startswith(_ENGINE):
+            break
         frame = frame.f_back
-    return False
+    return asking.startswith((*_MOVED, "<"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

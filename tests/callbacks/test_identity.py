@@ -78,7 +78,7 @@ def test_images_are_known_by_their_data_index(
         for channel, row in enumerate(top.identity):
             expected = best[:, channel].argsort(descending=True)[:4]
             fires = best[expected, channel] > 0  # silent maps are tied
-            assert torch.equal(row[fires], expected[fires])
+            assert torch.equal(row.cpu()[fires], expected[fires])
         assert int(top.identity.min()) >= 0
 
 

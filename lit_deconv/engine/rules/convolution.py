@@ -22,6 +22,11 @@ _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose
 # stride^2 times as many channels, whose pixels are then put side by side.
 _FEW_CHANNELS = 4
 
+# On CUDA, measured on an H200 (docs/benchmarks.md): cuDNN's own adjoint beats the sub-pixel form for
+# kernels and windows larger than these; and between these extents the flipped filters beat it.
+_SUBPIXELS_UP_TO = 5, 11
+_FLIPPED_FROM, _FLIPPED_TO, _FLIPPED_CHANNELS = 5, 11, 48
+
 
 def _not_transposed(op: Op) -> bool:
     return not op["transposed"]
@@ -95,9 +100,11 @@ def transposed_convolution(
             windows cover. Those behind the last that they cover are zero.
     """
     stride, dilation = _steps(op, weight)
-    strided = len(stride) == 2 and stride[0] == stride[1] > 1 and op["groups"] == 1
-    if strided and weight.shape[1] <= _FEW_CHANNELS and dilation == [1, 1]:
+    plain = len(stride) == 2 and op["groups"] == 1 and dilation == [1, 1]
+    if plain and _subpixels_pay(values, weight, stride):
         return _cut(_by_subpixels(values, weight, stride[0]), here)
+    if plain and _flipped_pays(values, weight, stride):
+        return _by_flipped_filters(values, weight, here)
     transposed = _TRANSPOSED[weight.ndim - 2]
     if max(stride) > 1 and weight.shape[2:].numel() == 1:
         return _spread(transposed(values, weight, groups=op["groups"]), stride, here)
@@ -114,6 +121,32 @@ def transposed_convolution(
     )  # fmt: skip
     left = [(first - side, stop - side) for (first, stop), side in zip(here, padding, strict=True)]
     return _cut(found, left)
+
+
+def _subpixels_pay(values: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
+    if weight.shape[1] > _FEW_CHANNELS or not stride[0] == stride[1] > 1:
+        return False
+    kernel, window = _SUBPIXELS_UP_TO
+    large = max(weight.shape[2:]) > kernel and max(values.shape[2:]) > window
+    return not (values.is_cuda and large)
+
+
+def _flipped_pays(values: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
+    return (
+        values.is_cuda
+        and list(stride) == [1, 1]
+        and weight.shape[2:] in ((3, 3), (5, 5))
+        and min(weight.shape[:2]) >= _FLIPPED_CHANNELS
+        and min(values.shape[2:]) >= _FLIPPED_FROM
+        and max(values.shape[2:]) <= _FLIPPED_TO
+    )
+
+
+def _by_flipped_filters(values: Tensor, weight: Tensor, here: Sequence[tuple[int, int]]) -> Tensor:
+    """At stride 1 a transposed convolution is a convolution with the filters turned round."""
+    reach = [extent - 1 for extent in weight.shape[2:]]
+    flipped = weight.flip(-1, -2).transpose(0, 1)
+    return _cut(F.conv2d(values, flipped, padding=reach), here)
 
 
 def _spread(values: Tensor, stride: Sequence[int], here: Sequence[tuple[int, int]]) -> Tensor:

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -187,7 +188,8 @@ def unpool(values: Tensor, codes: Tensor, switches: Switches) -> Tensor:
     Returns:
         [U, C, *canvas]: all pixels that the windows cover, from the first window's first pixel on.
     """
-    if values.device.type == "cpu" and values.ndim == 4 and switches.overlap == "add":
+    gathers = values.device.type in ("cpu", "cuda")  # PyTorch's kernel adds in a fixed order there
+    if gathers and values.ndim == 4 and switches.overlap == "add":
         return _unpool_by_index(values, codes, switches)
     return _unpool_by_comparison(values, codes, switches)
 
@@ -216,19 +218,21 @@ def _unpool_by_comparison(values: Tensor, codes: Tensor, switches: Switches) -> 
 
 
 def _unpool_by_index(values: Tensor, codes: Tensor, switches: Switches) -> Tensor:
-    """One pass by PyTorch's own kernel, which on a CPU adds in a fixed order."""
+    """One pass by PyTorch's own kernel, which gathers: to the bit the same in every run."""
     height, width = switches.covered(values.shape[2:])
-    rows = torch.arange(values.shape[2]) * switches.stride[0] * width
-    origin = (rows[:, None] + torch.arange(values.shape[3]) * switches.stride[1]).flatten()
-    down = torch.arange(switches.kernel[0]) * switches.dilation[0] * width
-    step = (down[:, None] + torch.arange(switches.kernel[1]) * switches.dilation[1]).flatten()
+    along = partial(torch.arange, device=values.device)
+    rows = along(values.shape[2]) * switches.stride[0] * width
+    origin = (rows[:, None] + along(values.shape[3]) * switches.stride[1]).flatten()
+    down = along(switches.kernel[0]) * switches.dilation[0] * width
+    step = (down[:, None] + along(switches.kernel[1]) * switches.dilation[1]).flatten()
     flat = codes.expand(values.shape).flatten(2)
     index = step.index_select(0, flat.reshape(-1).to(torch.int32)).view(flat.shape).add_(origin)
     frame = values.new_empty(1).expand(*values.shape[:2], height, width)
     if values.numel() == 0:
         return values.new_zeros(frame.shape)
+    # Of contiguous values: on CUDA others are scattered, in any order.
     return torch.ops.aten.max_pool2d_with_indices_backward(
-        values, frame, switches.kernel, switches.stride, [0, 0], switches.dilation, False,
+        values.contiguous(), frame, switches.kernel, switches.stride, [0, 0], switches.dilation, False,
         index.view(values.shape),
     )  # fmt: skip
 
