@@ -15,13 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lit_deconv.engine.rules._shared import output
 from lit_deconv.engine.rules.pooling import Switches, switch_codes
 from lit_deconv.engine.rules.resampling import padding_per_dim, per_dim
 from lit_deconv.engine.signal import Signal, Window
-from lit_deconv.engine.tape import Op, Options, Tape, Value
+from lit_deconv.engine.tape import Op, Options, Tape, Value, leaves
 from lit_deconv.engine.walk import on_path, walk, why_unsupported
 
 
@@ -250,7 +249,7 @@ def _why_not_local(op: Op, value: Value) -> str | None:
     if "norm" in op.name and op.rule.before and op.kept is not None:
         return "takes its statistics from the whole batch"
     if op.name not in _SLIDING | _PER_CHANNEL:
-        for constant in tree_leaves(list(op.arguments.values())):
+        for constant in leaves(op.arguments):
             # Broadcasting counts dimensions from the last one.
             if isinstance(constant, Tensor) and any(
                 extent > 1 for extent in constant.shape[-len(value.map_size) :]

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lit_deconv.engine.errors import DeconvError, LayerError, UnsupportedOp
 from lit_deconv.engine.recognise import LocalResponseNormSeen, custom_functions_noted, seen_last
 from lit_deconv.engine.registry import Rule, packet_of, rule_for
-from lit_deconv.engine.tape import Op, Options, Tape, Value
+from lit_deconv.engine.tape import Op, Options, Tape, Value, leaves, with_leaves
 
 # Ops that read only the shape, dtype or device of a tensor: what they return is a constant.
 _SHAPE_ONLY = {
@@ -112,10 +112,10 @@ def only_tensor(layer: str, output: Any) -> Tensor:
     Raises:
         LayerError: The layer returned none, or several.
     """
-    leaves = tree_leaves(output)
+    found = tree_leaves(output)
     if hasattr(output, "__dataclass_fields__"):
-        leaves = [getattr(output, name) for name in output.__dataclass_fields__]
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        found = [getattr(output, name) for name in output.__dataclass_fields__]
+    tensors = [leaf for leaf in found if isinstance(leaf, Tensor)]
     if len(tensors) == 1:
         return tensors[0]
     raise LayerError(
@@ -337,8 +337,8 @@ class Recorder(TorchDispatchMode):
             self._save_state(func._schema, args, kwargs)
         if self.paused:
             return func(*args, **kwargs)
-        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if not any(self.value_of(leaf) is not None for leaf in leaves):
+        tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not any(self.value_of(tensor) is not None for tensor in tensors):
             return func(*args, **kwargs)
         name = packet_of(func)
         lists_places = func is torch.ops.aten.where.default  # where(x) is nonzero(x)
@@ -350,7 +350,7 @@ class Recorder(TorchDispatchMode):
                 return result
         rule = rule_for(name)
         picks = name == "index" and any(
-            leaf.dtype == torch.bool and self.value_of(leaf) is not None for leaf in leaves
+            tensor.dtype == torch.bool and self.value_of(tensor) is not None for tensor in tensors
         )
         if name in _READS_TO_PYTHON or picks:
             self.tape.faults.append(
@@ -378,8 +378,8 @@ class Recorder(TorchDispatchMode):
             return leaf.detach().clone() if same else leaf
 
         for op in self.readers.pop(key, ()):
-            op.arguments = tree_map(copy, op.arguments)
-            op.kept = tree_map(copy, op.kept)
+            op.arguments = with_leaves(copy, op.arguments)
+            op.kept = with_leaves(copy, op.kept)
 
     def put_state_back(self) -> None:
         """Undoes what the forward wrote into parameters and buffers."""
@@ -396,8 +396,8 @@ class Recorder(TorchDispatchMode):
         tensors = _bound(schema, args, kwargs)
         op = Op(name, rule=rule, func=_out_of_place(func), **self.place())
 
-        op.arguments = {key: tree_map(self._as_argument, value) for key, value in tensors.items()}
-        for leaf in tree_leaves(op.arguments):
+        op.arguments = with_leaves(self._as_argument, tensors)
+        for leaf in leaves(op.arguments):
             if isinstance(leaf, Tensor):
                 key = StorageWeakRef(leaf.untyped_storage()).cdata
                 self.readers.setdefault(key, []).append(op)
@@ -477,7 +477,7 @@ def _written(schema: Any, bound: Mapping[str, Any]) -> list[Tensor]:
         for argument in schema.arguments
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
-    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves(arguments) if isinstance(leaf, Tensor)]
 
 
 def _out_of_place(func: Any) -> Callable[..., Any] | None:

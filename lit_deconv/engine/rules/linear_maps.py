@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from lit_deconv.engine.errors import refusal
 from lit_deconv.engine.registry import reverse_rule
 from lit_deconv.engine.rules._shared import refuse_samples
 from lit_deconv.engine.signal import Signal
-from lit_deconv.engine.tape import Op, Options, Value
+from lit_deconv.engine.tape import Op, Options, Value, with_leaves
 
 
 def adjoint(op: Op, signal: Signal, name: str) -> Iterator[tuple[Any, Signal]]:
@@ -51,7 +50,7 @@ def _rows(signal: Signal, op: Op, argument: Any) -> Any:
 def _keep_others(op: Op, tensors: Mapping[str, Any], result: Any, options: Options) -> Any:
     linear_in = "input" if "input" in tensors else "self"
     return {
-        key: tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, argument)
+        key: with_leaves(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, argument)
         for key, argument in tensors.items()
         if key != linear_in
     }
