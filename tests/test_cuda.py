@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lit_deconv import Deconvnet
+from lit_deconv import Deconvnet, NeuronDeconvolution
 from lit_deconv.engine.recording import OnTape
 from lit_deconv.engine.undisturbed import undisturbed
 from lit_deconv.engine.walk import Part, union
@@ -134,6 +134,7 @@ def test_units_are_the_cpus(name: str) -> None:
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.cpu(), expected.cpu()
     return float((found - expected).abs().max() / expected.abs().max())
 
 
@@ -207,6 +208,21 @@ def test_compiled_parallel_and_channels_last_on_cuda() -> None:
     for form in forms:
         found = Deconvnet(form, layer).attribute(last)
         assert torch.allclose(found, expected, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_padded_average_of_channels_last_maps(path: Any) -> None:
+    """Whose backward on CUDA PyTorch had wrong (#188344)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AvgPool2d(3, 2, 1)).double().eval()
+    images = torch.randn(2, 3, 11, 13).double()
+    expected = Deconvnet(copy.deepcopy(model), "2").attribute(images)
+    model = model.cuda().to(memory_format=torch.channels_last)
+    images = images.cuda().contiguous(memory_format=torch.channels_last)
+    assert relative(Deconvnet(model, "2", path=path).attribute(images).cpu(), expected) < 1e-12
+    drop_in = NeuronDeconvolution(model, model[2])
+    given = drop_in.attribute(images, lambda layer: 0.5 * layer.square().flatten(1).sum(1))
+    assert relative(given.cpu(), expected) < 1e-12
 
 
 def test_random_numbers_of_the_device_are_left_alone() -> None:

@@ -58,7 +58,8 @@ def average_pool(w: Writer) -> Variable | None:
     rows, columns = (_pooled(n, kernel, stride, padding, ceil) for n in x.shape[1:])
     user, value = w.read(x)
     name = w.module(f"nn.AvgPool2d({options})", "pool")
-    reference = f"F.avg_pool2d({value}, {options})"
+    # Contiguous, since PyTorch had the backward of others wrong on CUDA (#188344).
+    reference = f"F.avg_pool2d({value}.contiguous(), {options})"
     return w.tap(name, w.write(w.call(name, user), reference, (x.channels, rows, columns)))
 
 
