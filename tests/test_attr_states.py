@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -461,3 +462,34 @@ def test_images_with_another_number_of_channels(path: Any) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     with pytest.raises(ChannelsError, match=r"shape \[2, 1, 8, 8\].*3 channels.*give images"):
         Deconvnet(model, "1", path=path).attribute(torch.randn(2, 1, 8, 8))
+
+
+@pytest.mark.filterwarnings("ignore:.*reduce_op")
+@pytest.mark.parametrize("path", ["rules", "autograd"])
+def test_what_was_recorded_waits_for_no_garbage_collection(path: Any) -> None:
+    """On a GPU nobody collects for want of its memory."""
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 3, 3)
+    model, x = nn.Sequential(*layers).eval(), torch.randn(2, 3, 12, 12)
+    units = torch.tensor([[0, 1, 1, 1], [1, 2, 0, 2]])
+
+    def tensors() -> int:
+        return sum(isinstance(each, Tensor) for each in gc.get_objects())
+
+    deconvnet = Deconvnet(model, "3", path=path)
+    calls: list[Callable[[], Any]] = [
+        lambda: deconvnet.attribute(x),
+        lambda: deconvnet.reconstruct(x, units, via="images"),
+        lambda: deconvnet.reconstruct(x, units, crop=True),
+        lambda: deconvnet.maps(x, [0, 1]),
+        lambda: deconvnet.explain(x),
+    ]
+    for call in calls:
+        call()
+        gc.collect()
+        gc.disable()
+        try:
+            before = tensors()
+            call()
+            assert tensors() == before
+        finally:
+            gc.enable()
