@@ -17,6 +17,7 @@ from torch.autograd import Function
 
 from lit_deconv import Deconvnet
 from lit_deconv.engine import DeconvError, LayerError, UnsupportedOp
+from lit_deconv.engine.calls import is_zero
 
 from .definition import assert_close, quietly
 
@@ -445,3 +446,38 @@ def test_an_input_of_one_sample_for_all_images() -> None:
     assert net.explain((x, template)).path == "autograd"
     for given, image in zip(net.attribute((x, template)), expected, strict=True):
         assert_close(given, image)
+
+
+def test_a_product_of_two_activations_is_refused_by_rules() -> None:
+    model, x = built(lambda y: y @ y.transpose(2, 3).softmax(-1) @ y)
+    with pytest.raises(UnsupportedOp, match="multiplies two activations"):
+        Deconvnet(model, "last", path="rules").attribute(x)
+    assert Deconvnet(model, "last").explain(x).path == "autograd"
+
+
+def test_dropout_that_draws_in_eval_mode_is_refused_by_rules() -> None:
+    model, x = built(lambda y: F.dropout(y, 0.5, training=True))
+    with pytest.raises(UnsupportedOp, match="draws a random mask even in eval mode"):
+        Deconvnet(model, "last", path="rules").attribute(x)
+
+
+@pytest.mark.parametrize("path", ["rules", "autograd"])
+def test_a_mask_that_is_overwritten_after_it_was_used(path: Any) -> None:
+    def body(y: Tensor) -> Tensor:
+        mask = (y.detach() > 0.1).to(y)
+        z = y * mask
+        mask.zero_()
+        return z + y
+
+    def explicitly(y: Tensor) -> Tensor:
+        return y * (y.detach() > 0.1).to(y) + y
+
+    model, x = built(body)
+    _, expected = referenced(explicitly, x)
+    assert_close(Deconvnet(model, "last", path=path).attribute(x), expected)
+
+
+def test_a_tensor_of_nothing_is_no_zero() -> None:
+    assert is_zero(torch.zeros(2))
+    assert not is_zero(torch.tensor([0.0, 1.0]))
+    assert not is_zero(torch.empty(0))
