@@ -88,6 +88,7 @@ class PatchPlan:
         image: The input's value.
         target: The layer's output.
         flops: Multiply-adds of its convolutions that one unit takes forward.
+        recorded: All ops of the tape, for values know the op that made them but do not hold it.
     """
 
     ops: list[Op]
@@ -95,6 +96,7 @@ class PatchPlan:
     image: Value
     target: Value
     flops: int
+    recorded: list[Op]
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -203,7 +205,7 @@ def plan(tape: Tape, target: Value) -> PatchPlan:
             extents[parent] = joined
     if tape.inputs[0] not in extents:
         raise NotLocal("the layer does not depend on the image")
-    return PatchPlan(ops[::-1], extents, tape.inputs[0], target, flops)
+    return PatchPlan(ops[::-1], extents, tape.inputs[0], target, flops, tape.ops)
 
 
 def whole_flops(tape: Tape, target: Value) -> int:
