@@ -14,7 +14,7 @@ from lit_deconv.engine.geometry import ReceptiveField, receptive_field, whole_im
 from lit_deconv.engine.patches import NotLocal, PatchPlan, plan
 from lit_deconv.engine.signal import Signal, Span, Window
 from lit_deconv.engine.tape import Op, Tape
-from lit_deconv.engine.walk import FULL_FROM, Part, on_path, union, walk, walk_in_parts
+from lit_deconv.engine.walk import FULL_FROM, Part, on_path, pixels, union, walk, walk_in_parts
 
 # Bytes of the largest map of signals that one chunk of units may make: about a cache on a CPU,
 # enough work to fill the device elsewhere.
@@ -23,6 +23,9 @@ _CHUNK_BYTES_ELSEWHERE = 256 << 20
 
 # Parts that start together: their seeds are small beside what they grow to.
 _PARTS = 16
+
+# Whole layers of so many parts' worth of images cost less together than apart.
+_TOGETHER = 8
 
 
 def rows_per_chunk(largest: int, device: torch.device) -> int:
@@ -81,8 +84,19 @@ class OnTape:
         self._plans: dict[str, PatchPlan | None] = {}
 
     def walk(self, layer: str, seed: Signal) -> list[Signal | None]:
-        """See ``Recording``."""
-        return walk(self.tape, self.tape.layers[layer], seed)
+        """See ``Recording``. Far from the layer a few images at a time, which fill the cache."""
+        target, room = self.tape.layers[layer], self._room(layer, whole=True)
+        count, most = len(seed.values), min(room.values(), default=1)
+        if count <= _TOGETHER * most:
+            return walk(self.tape, target, seed)
+        parts = [Part(min(most, count - start)) for start in range(0, count, most)]
+        results = [image.new_empty(count, *image.shape[1:]) for image in self.images]
+        start = 0
+        for some, found in walk_in_parts(self.tape, target, seed, parts, room):
+            for result, signal, image in zip(results, found, self.images, strict=True):
+                result[start : start + some] = pixels(signal, image, some)
+            start += some
+        return [Signal(result) for result in results]
 
     def walk_units(
         self, layer: str, units: Tensor, parts: Sequence[Part]

@@ -58,6 +58,13 @@ def test_all_units_at_once_are_each_as_on_the_full_map(
     found = Deconvnet(net, "last", path="rules").reconstruct(images, wanted, via=via)
     expected = Deconvnet(net, "last", path="autograd").reconstruct(images, wanted)
     assert_close(found, expected)
+    by_rules, by_autograd = (
+        Deconvnet(net, "last", path="rules"),
+        Deconvnet(net, "last", path="autograd"),
+    )
+    many = torch.randn(9, 3, 45, 38, dtype=torch.float64)  # more than stay together
+    assert_close(by_rules.attribute(many), by_autograd.attribute(many))
+    assert_close(by_rules.maps(images, [0, 2]), by_autograd.maps(images, [0, 2]))
 
 
 def test_parts_that_stay_together_keep_the_bounds_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
