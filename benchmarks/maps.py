@@ -1,6 +1,6 @@
 """B and C, feature maps and whole layers with their own activations, against Captum.
 
-    python -m benchmarks.maps [--quick] [--threads N] [--device cuda] [--only vgg16]
+    python -m benchmarks.maps [--quick] [--threads N] [--device cuda] [--only vgg16] [--tables C]
 
 B: 64 feature maps, each over 8 images; ours is one call of ``maps``, with one forward for all that
 are timed. C: the whole layer, 32 images, one call of ``attribute``. The rival is Captum's
@@ -141,14 +141,18 @@ def _prepared(case: Case, device: str, count: int) -> tuple[nn.Module, Tensor]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    asked = parsed(parser(__doc__), arguments)
+    described = parser(__doc__)
+    described.add_argument("--tables", default="BC", choices=("B", "C", "BC"))
+    asked = parsed(described, arguments)
     cases = [case for case in CASES if asked.only in str(case)]
     if asked.quick and not asked.only:
         cases = [case for case in cases if case.model in ("alexnet", "cifar")]
-    print("### B, feature maps\n")
-    print(feature_maps(cases, asked.repetitions, 2 if asked.quick else 4, asked.device))
-    print("\n### C, whole layers\n")
-    print(whole_layers(cases, asked.repetitions, 8 if asked.quick else 32, asked.device))
+    if "B" in asked.tables:
+        print("### B, feature maps\n")
+        print(feature_maps(cases, asked.repetitions, 2 if asked.quick else 4, asked.device))
+    if "C" in asked.tables:
+        print("\n### C, whole layers\n")
+        print(whole_layers(cases, asked.repetitions, 8 if asked.quick else 32, asked.device))
     return 0
 
 
