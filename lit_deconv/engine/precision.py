@@ -1,4 +1,4 @@
-"""Arithmetic as exact as the dtype says, and the same in every run, whatever the caller allows."""
+"""Arithmetic as exact as the dtype says, with deterministic convolutions, whatever the caller allows."""
 
 from __future__ import annotations
 

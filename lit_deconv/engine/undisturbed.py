@@ -17,7 +17,7 @@ def undisturbed(model: nn.Module, *, autocast: bool = False) -> Iterator[None]:
     """Eval mode module by module, random states kept, no inference mode, exact arithmetic.
 
     Inside, autocast is off unless asked for, compiled modules run as their Python code, nothing is
-    rounded to TF32, and on CUDA convolutions are deterministic: two runs give the same picture.
+    rounded to TF32, and on CUDA convolutions are deterministic.
 
     Args:
         model: Its modules' ``training`` flags are put back one by one, also after an exception.
