@@ -88,7 +88,8 @@ class History:
 
 def _thinned(moments: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     latest, stride = moments[-1], 1
-    while latest["number"] // stride + 2 > EPOCHS:
+    # Kept are 0, stride, ... below the latest, and the latest.
+    while (latest["number"] - 1) // stride + 2 > EPOCHS:
         stride *= 2
     return [each for each in moments[:-1] if each["number"] % stride == 0] + [latest]
 

@@ -72,6 +72,16 @@ def test_epochs_are_thinned_evenly_with_the_first_and_the_latest(count: int) -> 
     assert len(set(steps)) <= 1
 
 
+def test_no_epoch_is_dropped_while_there_is_room() -> None:
+    history = History()
+    for epoch in range(3 * EPOCHS):
+        history.add("a", epoch, top_of(1, [1]), found_of(torch.rand(1, 3, 4, 4)))
+        (row,) = history.rows("a")
+        if epoch < EPOCHS:
+            assert list(row.epochs) == list(range(epoch + 1))
+        assert len(row.epochs) <= EPOCHS
+
+
 def test_a_picture_survives_the_history() -> None:
     history = History()
     images = torch.randn(2, 1, 3, 9, 9) * torch.tensor([1e-3, 1e3]).view(2, 1, 1, 1, 1)
