@@ -101,13 +101,13 @@ def captum_faults(tape: Tape, target: Value) -> Iterable[str]:
             yield f"plain gradient at {op.where}: Captum rectifies nn.ReLU modules only"
             continue
         by_module.setdefault(op.module, []).append(op)
-        parent = next(op.parents())
+        parent = op.parents[0]
         if parent.op.name == "relu":
             yield f"wrong at {op.where}: it reads what another ReLU returned"
         others = [
             other
             for other, _ in path
-            if other is not op and any(p is parent for p in other.parents())
+            if other is not op and any(p is parent for p in other.parents)
         ]
         if others:
             yield (
@@ -123,7 +123,7 @@ def captum_faults(tape: Tape, target: Value) -> Iterable[str]:
         before = {id(op) for call in calls for op in _ancestors(call, constants=False)}
         aside = [op for op in tape.ops if op.name == "relu" and op.module == module]
         if any(
-            id(parent.op) in before and op not in calls for op in aside for parent in op.parents()
+            id(parent.op) in before and op not in calls for op in aside for parent in op.parents
         ):
             yield f"wrong at {module} (ReLU): it also ran on an earlier map, off the way back"
 
@@ -144,7 +144,7 @@ def _other_forwards(tape: Tape, target: Value) -> Iterable[str]:
             )
         elif op.name == "alias" and op.fault:
             yield f"not checked: {op.where} {op.fault}"
-        elif op.name == "relu" and op.module in tape.relus and next(op.parents()).constant:
+        elif op.name == "relu" and op.module in tape.relus and op.parents[0].constant:
             yield f"not checked: {op.where} reads what was detached, where Captum has no gradient"
 
 
@@ -168,5 +168,5 @@ def _ancestors(op: Op, *, constants: bool) -> list[Op]:
         current = waiting.pop()
         if id(current) not in found:
             found[id(current)] = current
-            waiting += [p.op for p in current.parents() if constants or not p.constant]
+            waiting += [p.op for p in current.parents if constants or not p.constant]
     return list(found.values())

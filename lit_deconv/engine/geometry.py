@@ -111,7 +111,7 @@ def receptive_field(tape: Tape, target: Value, image: Value | None = None) -> Re
             if output not in spans or op.name == "input" or output is None:
                 continue
             here = spans.pop(output)
-            for parent in dict.fromkeys(op.parents()):
+            for parent in dict.fromkeys(op.parents):
                 seen = [_through(op, output, parent, span) for span in here]
                 spans[parent] = (
                     [_joined(a, b) for a, b in zip(spans[parent], seen, strict=True)]

@@ -8,16 +8,15 @@ what lies outside the map is filled with what the padding would have been.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lit_deconv.engine.rules._shared import output
-from lit_deconv.engine.rules.pooling import Switches, switch_codes
+from lit_deconv.engine.rules.pooling import Switches, pooled, switch_codes
 from lit_deconv.engine.rules.resampling import padding_per_dim, per_dim
 from lit_deconv.engine.signal import Signal, Window
 from lit_deconv.engine.tape import Op, Options, Tape, Value, leaves
@@ -197,7 +196,7 @@ def plan(tape: Tape, target: Value) -> PatchPlan:
             raise NotLocal(f"{op.where} {why}")
         ops.append(op)
         flops += _flops(op, extents[used[0]])
-        for parent in dict.fromkeys(op.parents()):
+        for parent in dict.fromkeys(op.parents):
             needed = _needed(op, extents[used[0]])
             joined = extents[parent].union(needed) if parent in extents else needed
             if joined is None:
@@ -347,8 +346,9 @@ def _slide(
         )  # fmt: skip
         return {value: result}, None
     kernel, stride, padding, dilation = _sliding(op, spatial)
-    pool: Callable[..., Any] = F.max_pool2d if spatial == 2 else F.max_pool3d
-    result, indices = pool(inside, kernel, stride, 0, dilation, return_indices=True)
+    assert op.func is not None
+    inner = {**op.arguments, "self": inside, "padding": [0] * spatial, "ceil_mode": False}
+    result, indices = pooled(op.func, inner)
     codes = switch_codes(indices, inside.shape[2:], kernel, stride, [0] * spatial, dilation)
     here = replace(extent, size=tuple(codes.shape[2:])).window(at)
     overlap = op.kept.overlap

@@ -289,7 +289,7 @@ class Recorder(TorchDispatchMode):
         constant = not starts and (
             op.name in _STOPS
             or not (tensor.is_floating_point() or tensor.is_complex())
-            or all(parent.constant for parent in op.parents())
+            or all(parent.constant for parent in op.parents)
         )
         if tensor.is_complex() and not constant and not starts:
             op.fault = op.fault or "gives complex numbers, which rules do not carry"
@@ -420,7 +420,9 @@ class Recorder(TorchDispatchMode):
         try:
             if rule and rule.before:
                 op.kept = rule.before(op, tensors, None, self.options)
-            result, ran = func(*args, **kwargs), True
+            run = rule.run if rule and not func._schema.is_mutable else None
+            result = run(func, tensors) if run else func(*args, **kwargs)
+            ran = True
             if rule and rule.after:
                 op.kept = rule.after(op, tensors, result, self.options)
         except UnsupportedOp as error:

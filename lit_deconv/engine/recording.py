@@ -137,7 +137,7 @@ class OnTape:
         windows, room = None if whole else self._plan(layer), {}
         for op, _ in on_path(self.tape, self.tape.layers[layer]):
             sizes = []
-            for value in op.parents():
+            for value in op.parents:
                 size = value.map_size.numel()
                 if windows is not None and value in windows.extents:
                     window = math.prod(windows.extents[value].size)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Reverse = Callable[["Op", "Signal"], Iterable[tuple[Any, "Signal"]]]
 Keep = Callable[["Op", Mapping[str, Any], Any, "Options"], Any]
+Run = Callable[[Callable[..., Any], Mapping[str, Any]], Any]
 AnyReverse = TypeVar("AnyReverse", bound=Reverse)
 
 RULES: dict[str, Rule] = {}
@@ -30,6 +31,8 @@ class Rule:
             argument that depends on the input makes the op unsupported.
         before: Called before the op runs, returns what to keep (for what the op overwrites).
         after: Called after the op ran, returns what to keep.
+        run: Runs the op, given it and its arguments by name: a faster way to the same result, to the
+            bit. None where PyTorch's own is as good.
         windows: Whether ``reverse`` takes a windowed signal; if not, it gets the full map.
         one_hot: Whether it takes a signal that is zero but in one channel of each seed; if not, it
             gets all channels.
@@ -40,6 +43,7 @@ class Rule:
     of: tuple[str, ...]
     before: Keep | None = None
     after: Keep | None = None
+    run: Run | None = None
     windows: bool | Callable[[Op], bool] = False
     one_hot: bool | Callable[[Op], bool] = False
     kind: str | Callable[[Op], str] = "adjoint"
@@ -50,6 +54,7 @@ def reverse_rule(
     of: str | tuple[str, ...] = "self",
     before: Keep | None = None,
     after: Keep | None = None,
+    run: Run | None = None,
     windows: bool | Callable[[Op], bool] = False,
     one_hot: bool | Callable[[Op], bool] = False,
     kind: str | Callable[[Op], str] = "adjoint",
@@ -62,6 +67,7 @@ def reverse_rule(
         of: Argument or arguments that the signal flows to.
         before: See ``Rule``; called with the op, its arguments by name, None and the gate policy.
         after: The same with the op's result.
+        run: See ``Rule``.
         windows: The rule takes windowed signals too (or a function of the op that says so).
         one_hot: The rule takes signals of one channel a seed too.
         kind: Shown by ``explain()``.
@@ -79,7 +85,7 @@ def reverse_rule(
     def register(reverse: AnyReverse) -> AnyReverse:
         of_names = (of,) if isinstance(of, str) else of
         for name in names:
-            RULES[name] = Rule(reverse, of_names, before, after, windows, one_hot, kind)
+            RULES[name] = Rule(reverse, of_names, before, after, run, windows, one_hot, kind)
         return reverse
 
     return register

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -90,11 +91,10 @@ class Op:
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
 
-    def parents(self) -> Iterator[Value]:
+    @cached_property
+    def parents(self) -> list[Value]:
         """The values it read, in argument order, repeats included."""
-        for leaf in leaves(self.arguments):
-            if isinstance(leaf, Value):
-                yield leaf
+        return [leaf for leaf in leaves(self.arguments) if isinstance(leaf, Value)]
 
     @property
     def where(self) -> str:

@@ -183,7 +183,7 @@ def why_unsupported(op: Op, output: Value, samples: int) -> str | None:
         leaves = argument if isinstance(argument, (list, tuple)) else [argument]
         if name not in op.rule.of and any(isinstance(leaf, Value) for leaf in leaves):
             return f"has an argument {name!r} that depends on the input"
-    for value in (output, *(parent for parent in op.parents() if not parent.constant)):
+    for value in (output, *(parent for parent in op.parents if not parent.constant)):
         if not value.shape or value.shape[0] != samples:
             return f"does not keep the {samples} images apart along the first dimension"
     return None
@@ -218,7 +218,7 @@ def on_path(tape: Tape, target: Value) -> list[tuple[Op, Value]]:
         outputs = [output for output in op.outputs if output in reached]
         if op.name != "input" and outputs and outputs[0] is not None:
             path.append((op, outputs[0]))
-            reached.update(parent for parent in op.parents() if not parent.constant)
+            reached.update(parent for parent in op.parents if not parent.constant)
     return path
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,8 +19,11 @@ from lit_deconv.engine.rules.resampling import per_dim
 from lit_deconv.engine.signal import Signal, Window
 from lit_deconv.engine.tape import Op, Options
 
-# Switches that are looked up at a time on a CPU.
+# Numbers that are worked on at a time on a CPU: they fit its cache.
 _CACHED = 1 << 18
+
+# Feature maps that the kernel for channels_last takes side by side, at least.
+_SIDE_BY_SIDE = 16
 
 
 @dataclass(frozen=True)
@@ -145,9 +148,39 @@ def _keep_switches(op: Op, tensors: Mapping[str, Any], result: Any, options: Opt
     return Switches(switch_codes(indices, tensors["self"].shape[2:], *grid), *grid, options.overlap)
 
 
+def pooled(pool: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Max-pooling with indices, on a CPU by its kernel for channels_last, the only vectorised one.
+
+    Each map is pooled by itself, so any of them may lie side by side as channels.
+
+    Args:
+        pool: The aten op.
+        arguments: Its arguments by name.
+
+    Returns:
+        What the op returns, to the bit.
+    """
+    maps: Tensor = arguments["self"]
+    if maps.device.type != "cpu" or maps.ndim != 4 or not maps.is_contiguous() or not maps.numel():
+        return pool(**arguments)
+    flat = maps.flatten(0, 1)
+    found: list[Tensor] = []
+    start = 0
+    for some in flat.split(max(_SIDE_BY_SIDE, _CACHED // flat[0].numel())):
+        channels = some.unsqueeze(0).contiguous(memory_format=torch.channels_last)
+        parts = pool(**{**arguments, "self": channels})
+        if not found:
+            found = [part.new_empty(len(flat), *part.shape[2:]) for part in parts]
+        for whole, part in zip(found, parts, strict=True):
+            whole[start : start + len(some)] = part[0]
+        start += len(some)
+    values, indices = (whole.unflatten(0, maps.shape[:2]) for whole in found)
+    return values, indices
+
+
 @reverse_rule(
     "max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d_with_indices",
-    after=_keep_switches, windows=True, kind="switches",
+    after=_keep_switches, run=pooled, windows=True, kind="switches",
 )  # fmt: skip
 def max_pool(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
     """Each value to its switch; where windows overlap and share one, values add (or are placed)."""
