@@ -31,7 +31,8 @@ class Switches(TorchDispatchMode):
     error of the way back.
 
     Args:
-        kept: Switches in the order of the pools. What is there is used up; what is missing is added.
+        kept: Switches in the order of the pools, map by map: one side may pool some maps at a time.
+            What is there is used up; what is missing is added.
     """
 
     def __init__(self, kept: list[Tensor] | None = None) -> None:
@@ -49,10 +50,12 @@ class Switches(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func not in _POOLS:
             return result
-        switches = next(self.replayed, result[1])
-        self.kept.append(switches)
-        pooled = args[0].flatten(2).gather(2, switches.flatten(2))
-        return pooled.view(result[0].shape), switches
+        own = result[1].flatten(0, 1).unbind()
+        switches = [next(self.replayed, each) for each in own]
+        self.kept += switches
+        indices = torch.stack(switches).view(result[1].shape)
+        pooled = args[0].flatten(2).gather(2, indices.flatten(2))
+        return pooled.view(result[0].shape), indices
 
 
 def zfnet() -> nn.Module:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_deconv import Deconvnet
-from lit_deconv.engine.units import Layout
+from lit_deconv.engine.local import Layout
 from lit_deconv.top import (
     MAX_BYTES,
     REDUCTIONS,

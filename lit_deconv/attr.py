@@ -5,42 +5,32 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from lit_deconv.engine.autograd import record_autograd
-from lit_deconv.engine.configuration import configuration
-from lit_deconv.engine.errors import (
-    ChannelsError,
-    DeconvError,
-    LayerError,
-    SelectorError,
-    UnsupportedOp,
-)
+from lit_deconv.engine.errors import LayerError, SelectorError, UnsupportedOp
 from lit_deconv.engine.geometry import receptive_field
-from lit_deconv.engine.recorder import only_tensor, record
-from lit_deconv.engine.recording import ByAutograd, OnTape, Recording
-from lit_deconv.engine.tape import Options, Tape
+from lit_deconv.engine.local import Layout
+from lit_deconv.engine.recording import Recording
+from lit_deconv.engine.tape import Options
 from lit_deconv.engine.undisturbed import undisturbed
 from lit_deconv.engine.units import (
-    Layout,
-    Local,
-    local_way,
+    empty,
     patched_units,
     units_of_patches,
     walked_maps,
     walked_units,
+    with_boxes,
 )
-from lit_deconv.engine.walk import pixels, refusals
+from lit_deconv.engine.walk import pixels
 from lit_deconv.explain import explained
+from lit_deconv.forward import Forward, Path
 from lit_deconv.layers import resolve, unwrapped
 from lit_deconv.selectors import Selector, checked_channels, checked_inputs, checked_units, seed_of
 
 Inputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
-Path = Literal["auto", "rules", "autograd"]
 
 
 class Deconvnet:
@@ -56,6 +46,9 @@ class Deconvnet:
 
     The model runs in eval mode and is left as it was: train flags, buffers, gradients, random
     numbers and hooks, also after an error. It may be called under ``no_grad`` and ``inference_mode``.
+    Where its ops show that no image matters to another, many large images go through it a few at a
+    time, as they fit the cache; ``via="images"``, a callable selector and further arguments of the
+    model keep them together.
 
     Args:
         model: Any model that maps images to something through feature maps.
@@ -101,13 +94,9 @@ class Deconvnet:
         self.layers = resolve(self.model, layer)
         self.several = len(self.layers) != 1 or not isinstance(layer, (str, nn.Module))
         self.path: Path = path
-        self.call = call
-        self.options = Options(gates, overlap)
-        self.output = output
         self.autocast = autocast
-        self._called_once = False
-        self._configuration: Any = None
-        self._locals: dict[Any, dict[str, Local]] = {}
+        options = Options(gates, overlap)
+        self._forward = Forward(self.model, self.layers, path, call, options, output)
 
     # ---- what users call -----------------------------------------------------------------
 
@@ -136,17 +125,21 @@ class Deconvnet:
             UnsupportedOp: With path="rules", an op on the way has no rule.
             AmbiguousProduct: A product of two activations, neither or both of them gates.
         """
-        images = checked_inputs(inputs)
-        with self._recorded(images, additional_forward_args) as recording:
-            results = {}
-            for name in self.layers:
-                _report_not_finite(name, recording.activations[name])
-                seed = seed_of(name, recording.activations[name], neuron_selector)
-                found = recording.walk(name, seed)
-                results[name] = _like(
-                    inputs,
-                    [pixels(s, image, len(image)) for s, image in zip(found, images, strict=True)],
-                )
+        images, extra = checked_inputs(inputs), _as_tuple(additional_forward_args)
+        parts: dict[str, list[list[Tensor]]] = {name: [] for name in self.layers}
+        with self._undisturbed():
+            # A callable is shown the whole layer's output.
+            for _, some, recording in self._recorded(images, extra, not callable(neuron_selector)):
+                for name in self.layers:
+                    seed = seed_of(name, recording.activations[name], neuron_selector)
+                    found = recording.walk(name, seed)
+                    parts[name].append(
+                        [pixels(s, i, len(i)) for s, i in zip(found, some, strict=True)]
+                    )
+        results = {
+            name: _like(inputs, [_joined(run) for run in zip(*found, strict=True)])
+            for name, found in parts.items()
+        }
         return results if self.several else next(iter(results.values()))
 
     def maps(
@@ -165,20 +158,17 @@ class Deconvnet:
         Raises:
             SelectorError: The layer has no such map.
         """
-        images = checked_inputs(inputs)
-        with self._recorded(images, additional_forward_args) as recording:
-            results = {
-                name: _like(
-                    inputs,
-                    walked_maps(
-                        recording,
-                        name,
-                        checked_channels(name, channels, recording.activations[name]),
-                        images,
-                    ),
-                )
-                for name in self.layers
-            }
+        images, extra = checked_inputs(inputs), _as_tuple(additional_forward_args)
+        found: dict[str, list[Tensor]] = {}
+        with self._undisturbed():
+            for where, some, recording in self._recorded(images, extra):
+                for name in self.layers:
+                    chosen = checked_channels(name, channels, recording.activations[name])
+                    if name not in found:
+                        found[name] = [i.new_empty(len(chosen), *i.shape) for i in images]
+                    own = [result[:, where] for result in found[name]]
+                    walked_maps(recording, name, chosen, some, own)
+        results = {name: _like(inputs, found[name]) for name in self.layers}
         return results if self.several else next(iter(results.values()))
 
     def reconstruct(
@@ -220,16 +210,11 @@ class Deconvnet:
                 f"{sorted(self.layers)}"
             )
         extra = _as_tuple(additional_forward_args)
-        with undisturbed(self.model, autocast=self.autocast), torch.no_grad():
+        with self._undisturbed():
             found = self._by_patches(images, extra, chosen, crop, via)
-            rest = [name for name in self.layers if name not in found]
+            rest = {name: units for name, units in chosen.items() if name not in found}
             if rest:
-                recording = self._record(images, extra)
-                for name in rest:
-                    _report_not_finite(name, recording.activations[name])
-                    shape, device = recording.activations[name].shape, images[0].device
-                    indices = checked_units(name, chosen[name], shape, device)
-                    found[name] = walked_units(recording, name, indices, images, crop)
+                found |= self._by_images(images, extra, rest, crop, apart=via != "images")
         results = {name: _like(inputs, found[name]) for name in self.layers}
         return results if self.several else next(iter(results.values()))
 
@@ -260,8 +245,8 @@ class Deconvnet:
         """
         name = layer if layer is not None else next(iter(self.layers))
         size = torch.Size(image)
-        with undisturbed(self.model, autocast=self.autocast), torch.no_grad():
-            local = self._local(patches.new_zeros(1, *size))[name]
+        with self._undisturbed():
+            local = self._forward.ways(patches.new_zeros(1, *size))[name]
             whole = patches.shape[1:] == size
             by_patches = local.plan is not None and self.path != "autograd" and via != "images"
             if not whole and not by_patches:
@@ -274,9 +259,11 @@ class Deconvnet:
             )
             if by_patches and (not whole or local.cheaper(len(chosen), len(patches))):
                 return units_of_patches(local, patches, chosen, size)
-            recording = self._record((patches,), ())
-            found = walked_units(recording, name, chosen, (patches,), crop=True)
-            return recording.activations[name][chosen.unbind(1)], found[0][0]
+            recording = self._forward.recorded((patches,), ())
+            found = empty(patches, recording.receptive_field(name), chosen, True)
+            rows = torch.arange(len(chosen), device=chosen.device)
+            walked_units(recording, name, chosen, (patches,), True, rows, [found])
+            return recording.activations[name][chosen.unbind(1)], found
 
     def layouts(self, image: Tensor) -> dict[str, Layout]:
         """By layer, what its feature maps and receptive fields are for images of one size.
@@ -284,9 +271,9 @@ class Deconvnet:
         Args:
             image: [1, C, H, W]; only its size, dtype and device matter.
         """
-        with undisturbed(self.model, autocast=self.autocast), torch.no_grad():
+        with self._undisturbed():
             blank = torch.zeros_like(image[:1])
-            recording, local = self._record((blank,), ()), self._local(blank)
+            recording, local = self._forward.recorded((blank,), ()), self._forward.ways(blank)
             found = {}
             for name in self.layers:
                 shape = recording.activations[name].shape
@@ -304,14 +291,15 @@ class Deconvnet:
 
     def activations(self, inputs: Inputs, additional_forward_args: Any = None) -> Any:
         """The layer's output [N, C, *map] in the forward pass that a reconstruction uses."""
-        with self._recorded(checked_inputs(inputs), additional_forward_args) as recording:
-            found = dict(recording.activations)
+        images, extra = checked_inputs(inputs), _as_tuple(additional_forward_args)
+        with self._undisturbed():
+            found = dict(self._forward.recorded(images, extra).activations)
         return found if self.several else next(iter(found.values()))
 
     def receptive_field(self, inputs: Inputs, additional_forward_args: Any = None) -> Any:
         """Which pixels each unit of the layer can see, a ``ReceptiveField``."""
-        with undisturbed(self.model, autocast=self.autocast), torch.no_grad():
-            tape = self._tape(checked_inputs(inputs), _as_tuple(additional_forward_args))
+        with self._undisturbed():
+            tape = self._forward.tape(checked_inputs(inputs), _as_tuple(additional_forward_args))
             fields = {name: receptive_field(tape, tape.layers[name]) for name in self.layers}
         return fields if self.several else next(iter(fields.values()))
 
@@ -321,103 +309,35 @@ class Deconvnet:
         Returns:
             An ``Explanation``; by layer name for several layers.
         """
-        with undisturbed(self.model, autocast=self.autocast), torch.no_grad():
-            tape = self._tape(checked_inputs(inputs), _as_tuple(additional_forward_args))
+        with self._undisturbed():
+            tape = self._forward.tape(checked_inputs(inputs), _as_tuple(additional_forward_args))
             found = {name: explained(tape, tape.layers[name], self.path) for name in self.layers}
         return found if self.several else next(iter(found.values()))
 
-    # ---- recording -----------------------------------------------------------------------
-
-    @contextmanager
-    def _recorded(self, images: tuple[Tensor, ...], extra: Any) -> Iterator[Recording]:
-        with undisturbed(self.model, autocast=self.autocast), torch.no_grad():
-            yield self._record(images, _as_tuple(extra))
-
-    def _record(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> Recording:
-        if self.path == "autograd":
-            return self._by_autograd(images, extra)
-        tape = self._tape(images, extra)
-        if self.path == "rules" and tape.faults:
-            raise UnsupportedOp(f"{tape.faults[0]}; use path='autograd' or 'auto'")
-        if self.path == "rules" or not any(
-            refusals(tape, tape.layers[name]) for name in self.layers
-        ):
-            return OnTape(tape, images)
-        return self._by_autograd(images, extra)
-
-    def _tape(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> Tape:
-        tape = record(
-            partial(self._forward, extra),
-            images,
-            self.layers,
-            model=self.model,
-            call=self.call,
-            options=self.options,
-            stop_early=self._stop_early,
-            choose=self.feature_map,
-        )
-        self._note_calls(tape.calls)
-        return tape
-
-    def _forward(self, extra: tuple[Any, ...], *tensors: Tensor) -> Any:
-        """The model, its complaint about the number of channels with the way out."""
-        try:
-            return self.model(*tensors, *extra)
-        except RuntimeError as error:
-            if isinstance(error, DeconvError) or "channels, but got" not in str(error):
-                raise
-            raise ChannelsError(
-                f"the model takes no input of shape {list(tensors[0].shape)}: {error}; give images with "
-                f"the channels that it was made for, such as images.expand(-1, 3, -1, -1) for grey ones"
-            ) from error
-
-    def _by_autograd(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> ByAutograd:
-        if self.options.overlap == "place":
-            raise UnsupportedOp(
-                "overlap='place' is offered by the rules' walk alone, and this model needs autograd; "
-                "use overlap='add'"
-            )
-        recording = record_autograd(
-            partial(self._forward, extra),
-            images,
-            self.layers,
-            model=self.model,
-            call=self.call,
-            gates=self.options.gates,
-            stop_early=self._stop_early,
-            choose=self.feature_map,
-        )
-        self._note_calls(recording.calls)
-        return ByAutograd(recording)
-
-    @property
-    def _stop_early(self) -> bool:
-        return self._called_once or self.call is not None
-
-    def _note_calls(self, calls: Mapping[str, int]) -> None:
-        for name, count in calls.items():
-            if count > 1 and self.call is None:
-                raise LayerError(
-                    f"layer {name!r} runs {count} times in one forward pass; choose a layer that "
-                    f"runs once, such as the module around it, or say in Python which call is "
-                    f"meant: Deconvnet(..., call=0) is the first, call=-1 the last"
-                )
-        self._called_once = True
-
     def feature_map(self, layer: str, output: Any) -> Tensor:
         """What is meant of what a layer returned, see ``output``."""
-        if self.output is None:
-            return only_tensor(layer, output)
-        try:
-            by_name = isinstance(self.output, str) and not isinstance(output, Mapping)
-            chosen = getattr(output, str(self.output)) if by_name else output[self.output]
-        except (KeyError, IndexError, AttributeError, TypeError) as error:
-            raise LayerError(
-                f"layer {layer!r} returned a {type(output).__name__} without an item {self.output!r}"
-            ) from error
-        return only_tensor(layer, chosen)
+        return self._forward.feature_map(layer, output)
 
-    # ---- patches -------------------------------------------------------------------------
+    # ---- how -----------------------------------------------------------------------------
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        with undisturbed(self.model, autocast=self.autocast), torch.no_grad():
+            yield
+
+    def _recorded(
+        self, images: tuple[Tensor, ...], extra: tuple[Any, ...], apart: bool = True
+    ) -> Iterator[tuple[slice, tuple[Tensor, ...], Recording]]:
+        """Recordings of the images, of some at a time where they may be taken ``apart``."""
+        recordings = (
+            self._forward.recorded_apart(images, extra)
+            if apart
+            else [(slice(0, len(images[0])), images, self._forward.recorded(images, extra))]
+        )
+        for where, some, recording in recordings:
+            for name in self.layers:
+                _report_not_finite(name, recording.activations[name])
+            yield where, some, recording
 
     def _by_patches(
         self,
@@ -430,14 +350,14 @@ class Deconvnet:
         """The layers whose units are cheaper computed from patches than from whole images."""
         if via not in ("auto", "images", "patches"):
             raise ValueError(f"via={via!r}: expected 'auto', 'images' or 'patches'")
-        if via == "images" or self.path == "autograd" or len(images) > 1 or extra:
+        if via == "images" or not self._forward.few_may_show_all(images, extra):
             if via == "patches":
                 raise UnsupportedOp(
                     "patches need one input, no further arguments and the rules' path"
                 )
             return {}
         found = {}
-        for name, local in self._local(images[0]).items():
+        for name, local in self._forward.ways(images[0]).items():
             if local.plan is None:
                 if via == "patches":
                     raise UnsupportedOp(
@@ -447,35 +367,41 @@ class Deconvnet:
             shape = torch.Size([len(images[0]), *local.shape])
             chosen = checked_units(name, units[name], shape, images[0].device)
             if via == "patches" or local.cheaper(len(chosen), len(images[0])):
-                found[name] = patched_units(local.plan, local.field, images[0], chosen, crop)
+                found[name] = patched_units(local, images[0], chosen, crop)
                 _report_not_finite(name, found[name][0][0] if crop else found[name][0])
         return found
 
-    def _local(self, images: Tensor) -> dict[str, Local]:
-        # A model whose parts, flags or hooks have been exchanged runs other ops.
-        current = configuration(self.model)
-        if current != self._configuration:
-            self._locals.clear()
-            self._configuration = current
-        # Two images stand for many: a forward may do something else for a single one.
-        few = images[:2]
-        key = (few.shape, images.dtype, images.device)
-        if key not in self._locals:
-            try:
-                tape = self._tape((few,), ())
-            except Exception:
-                if len(images) == 1:
-                    raise
-                return {}  # the model may be written for one number of images only
-            self._locals[key] = {name: local_way(tape, tape.layers[name]) for name in self.layers}
-        found = self._locals[key]
-        state = {id(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())}
-        if not all(local.constants <= state for local in found.values()):
-            # Weights that are computed anew in each forward are not those that were read.
-            del self._locals[key]
+    def _by_images(
+        self,
+        images: tuple[Tensor, ...],
+        extra: tuple[Any, ...],
+        units: Mapping[str, Tensor],
+        crop: bool,
+        apart: bool,
+    ) -> dict[str, list[Any]]:
+        """Layers whose units are walked back over recordings of whole images."""
+        chosen: dict[str, Tensor] = {}
+        found: dict[str, list[Tensor]] = {}
+        fields = {}
+        for where, some, recording in self._recorded(images, extra, apart):
+            for name in units:
+                if name not in found:
+                    shape = list(recording.activations[name].shape)
+                    shape[0] += len(images[0]) - len(some[0])  # as of all images
+                    device = images[0].device
+                    chosen[name] = checked_units(name, units[name], torch.Size(shape), device)
+                    fields[name] = recording.receptive_field(name)
+                    found[name] = [empty(i, fields[name], chosen[name], crop) for i in images]
+                own, rows = chosen[name], torch.arange(len(chosen[name]), device=device)
+                if len(some[0]) < len(images[0]):
+                    inside = (own[:, 0] >= where.start) & (own[:, 0] < where.stop)
+                    rows = rows[inside]
+                    own = own[inside]
+                    own[:, 0] -= where.start
+                walked_units(recording, name, own, some, crop, rows, found[name])
         return {
-            name: local if local.per_image <= state else local.without_plan()
-            for name, local in found.items()
+            name: [with_boxes(result, fields[name], chosen[name], crop) for result in results]
+            for name, results in found.items()
         }
 
 
@@ -488,6 +414,10 @@ def _as_tuple(extra: Any) -> tuple[Any, ...]:
     return extra if isinstance(extra, tuple) else (extra,)
 
 
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
 def _like(inputs: Inputs, found: Sequence[Any]) -> Any:
     return tuple(found) if isinstance(inputs, tuple) else found[0]
 
@@ -498,7 +428,7 @@ def _report_not_finite(layer: str, values: Tensor) -> None:
         warnings.warn(
             f"activations of layer {layer!r} are not finite (NaN or infinite), and so are the pixels "
             f"they lead to; look at the images and the weights in front of it",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

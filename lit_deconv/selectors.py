@@ -108,7 +108,7 @@ def seed_of(name: str, activation: Tensor, selector: Selector) -> Signal:
         SelectorError: The selector does not fit the layer's output.
     """
     if selector is None:
-        return Signal(activation.clone())
+        return Signal(activation)
     if callable(selector):
         return Signal(_seed_of_function(name, activation, selector))
     index = selector if isinstance(selector, tuple) else (selector,)

@@ -146,7 +146,7 @@ def test_the_walk_does_not_wait_for_the_device(name: str) -> None:
     net = Deconvnet(model, layer)
     units = chosen(net, images).cuda()
     with undisturbed(model), torch.no_grad():
-        recording = net._record((images,), ())
+        recording = net._forward.recorded((images,), ())
         assert isinstance(recording, OnTape)
         parts = [Part(30), Part(10)]
         list(recording.walk_units(layer, units, parts))  # what is loaded at first

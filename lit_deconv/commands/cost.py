@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from lit_deconv.commands.strongest import CHANNELS_A_PAGE
-from lit_deconv.engine.units import Layout
+from lit_deconv.engine.local import Layout
 from lit_deconv.render import Heading, Strongest, figure2
 from lit_deconv.sinks import encode_png
 from lit_deconv.top import estimate

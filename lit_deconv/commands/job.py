@@ -19,7 +19,7 @@ from lit_deconv.commands.report import Card, panels
 from lit_deconv.commands.results import Results
 from lit_deconv.commands.seeds import Seed, Shown, channels_of
 from lit_deconv.engine.errors import DeconvError
-from lit_deconv.engine.units import Layout
+from lit_deconv.engine.local import Layout
 from lit_deconv.render import Heading, Look, Panel, Row, side_by_side
 
 ROWS_A_FIGURE = 8

@@ -16,7 +16,7 @@ from lit_deconv.commands.job import progress
 from lit_deconv.commands.numbered import Batch, Source
 from lit_deconv.commands.strongest import look
 from lit_deconv.commands.unfinished import Unfinished
-from lit_deconv.engine.units import Layout
+from lit_deconv.engine.local import Layout
 from lit_deconv.top import NOT_COUNTED, Collector, TopActivations, estimate
 
 SAVE_SECONDS = 20.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_deconv.engine.units import Layout
+from lit_deconv.engine.local import Layout
 
 LAYER = "whole layer"
 """Name of the column that shows X' = C^T Y."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_deconv.attr import Deconvnet
+from lit_deconv.engine.local import Layout
 from lit_deconv.engine.undisturbed import undisturbed
-from lit_deconv.engine.units import Layout
 from lit_deconv.render import Strongest, crop_boxes, shift_boxes, shift_patches
 from lit_deconv.top import Collector, LayerTop, TopActivations, reconstruct_top
 

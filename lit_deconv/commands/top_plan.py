@@ -19,7 +19,7 @@ from lit_deconv.commands.numbered import Source, of_files, of_loader
 from lit_deconv.commands.observing import chosen_layers
 from lit_deconv.commands.pictures import UNREADABLE, find_pictures, view_of
 from lit_deconv.commands.seeds import channels_of
-from lit_deconv.engine.units import Layout
+from lit_deconv.engine.local import Layout
 
 SPLITS = {"val": "validate", "train": "fit", "test": "test", "predict": "predict"}
 """What a data module is set up for, by split."""

@@ -21,6 +21,11 @@ from lit_deconv.engine.walk import FULL_FROM, Part, on_path, pixels, union, walk
 _CHUNK_BYTES = {"cpu": 4 << 20}
 _CHUNK_BYTES_ELSEWHERE = 256 << 20
 
+# Several maps of a chunk live at once: those of single units are to take no more than the forward
+# pass of the images did, unless that was next to nothing.
+_SHARE_OF_FORWARD = 4
+_CHUNK_BYTES_AT_LEAST = 1 << 20
+
 # Parts that start together: their seeds are small beside what they grow to.
 _PARTS = 16
 
@@ -28,14 +33,19 @@ _PARTS = 16
 _TOGETHER = 8
 
 
-def rows_per_chunk(largest: int, device: torch.device) -> int:
+def rows_per_chunk(largest: int, device: torch.device, forward: int | None = None) -> int:
     """How many seeds to walk at a time.
 
     Args:
         largest: Bytes of the largest map of one seed.
         device: Where they are.
+        forward: Bytes of the largest map of the forward pass; on a CPU a chunk of seeds is bounded
+            by it, too, where it is given.
     """
-    return max(1, _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE) // max(1, largest))
+    room = _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE)
+    if forward is not None and device.type in _CHUNK_BYTES:
+        room = min(room, max(forward // _SHARE_OF_FORWARD, _CHUNK_BYTES_AT_LEAST))
+    return max(1, room // max(1, largest))
 
 
 class Recording(Protocol):
@@ -135,7 +145,9 @@ class OnTape:
         A window that has grown to the map stays a map from there on.
         """
         windows, room = None if whole else self._plan(layer), {}
-        for op, _ in on_path(self.tape, self.tape.layers[layer]):
+        path = on_path(self.tape, self.tape.layers[layer])
+        forward = None if whole else max((value.shape.numel() for _, value in path), default=0)
+        for op, _ in path:
             sizes = []
             for value in op.parents:
                 size = value.map_size.numel()
@@ -146,12 +158,13 @@ class OnTape:
                     else:
                         windows = None
                 sizes.append(value.shape[1:2].numel() * size)
-            room[op] = self._rows(max(sizes, default=1))
+            room[op] = self._rows(max(sizes, default=1), forward)
         return room
 
-    def _rows(self, numbers: int) -> int:
+    def _rows(self, numbers: int, forward: int | None) -> int:
         image = self.images[0]
-        return rows_per_chunk(numbers * image.element_size(), image.device)
+        each = image.element_size()
+        return rows_per_chunk(numbers * each, image.device, forward and forward * each)
 
     def _plan(self, layer: str) -> PatchPlan | None:
         """Which part of each value a unit needs; None where that is not known."""

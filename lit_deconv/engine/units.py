@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_deconv.engine.geometry import ReceptiveField, receptive_field
-from lit_deconv.engine.patches import NotLocal, PatchPlan, plan, whole_flops
+from lit_deconv.engine.geometry import ReceptiveField
+from lit_deconv.engine.local import Local
 from lit_deconv.engine.recording import Recording, cropped, places, rows_per_chunk
 from lit_deconv.engine.signal import Signal, Span, Window
-from lit_deconv.engine.tape import Op, Tape, Value
 from lit_deconv.engine.walk import Part, pixels, union
 
 # Parts of less than one in so many of what they may hold cost more than the margins that they save: in
@@ -21,107 +19,11 @@ from lit_deconv.engine.walk import Part, pixels, union
 _FEW_WALKED, _FEW_PATCHED = 8, 2
 
 
-@dataclass(frozen=True)
-class Local:
-    """A layer's way through the model, as one image of this size shows it.
-
-    Attributes:
-        plan: How to compute its units from patches, None where that cannot be.
-        why: Why it cannot be.
-        field: Its receptive fields.
-        shape: Shape of its output behind the images.
-        flops: Multiply-adds of the convolutions in front of it, for one image.
-        constants: Identities of the tensors that the plan uses.
-        per_image: Those among them that could hold one row an image, were there more than one.
-    """
-
-    plan: PatchPlan | None
-    why: str
-    field: ReceptiveField
-    shape: torch.Size
-    flops: int
-    constants: frozenset[int]
-    per_image: frozenset[int]
-
-    def without_plan(self) -> Local:
-        """The same for a model that computes constants of its own, which one image cannot show."""
-        return replace(
-            self, plan=None, why="it adds or multiplies what may differ from image to image"
-        )
-
-    def cheaper(self, units: int, images: int) -> bool:
-        """Whether patches take fewer operations forward than whole images; the way back is the same."""
-        return self.plan is not None and units * self.plan.flops < images * self.flops
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A layer's feature maps for images of one size, known before the images are.
-
-    Attributes:
-        channels: How many feature maps.
-        map_size: Their extents.
-        field: Which pixels their units see.
-        image: Channels and extents of one image.
-        is_local: Whether units can be computed from what lies in their field alone; else it takes
-            the whole image.
-    """
-
-    channels: int
-    map_size: tuple[int, ...]
-    field: ReceptiveField
-    image: tuple[int, ...]
-    is_local: bool
-
-    @property
-    def takes_image(self) -> bool:
-        """Whether the whole image has to be kept to compute a unit, as patches are no smaller."""
-        return not self.is_local or tuple(self.field.size) == self.image[1:]
-
-    @property
-    def patch_size(self) -> tuple[int, ...]:
-        """Extents of what has to be kept of an image to compute a unit."""
-        return self.image[1:] if self.takes_image else tuple(self.field.size)
-
-
-def local_way(tape: Tape, target: Value) -> Local:
-    """Reads a layer's way off the tape of one image."""
-    field = receptive_field(tape, target)
-    shape, flops = target.shape[1:], whole_flops(tape, target)
-    try:
-        found = plan(tape, target)
-    except NotLocal as verdict:
-        return Local(None, str(verdict), field, shape, flops, frozenset(), frozenset())
-    constants = frozenset(
-        id(argument)
-        for op in found.ops
-        for argument in op.arguments.values()
-        if isinstance(argument, Tensor)
-    )
-    per_image = frozenset(
-        id(argument)
-        for op in found.ops
-        for name, argument in op.arguments.items()
-        if isinstance(argument, Tensor)
-        and name in ("self", "other")
-        and argument.ndim == target_rank(op)
-    )
-    return Local(found, "", field, shape, flops, constants, per_image)
-
-
-def target_rank(op: Op) -> int:
-    """Number of dimensions of what an op returned."""
-    return next(len(value.shape) for value in op.outputs if value is not None)
-
-
-def patched_units(
-    plan: PatchPlan, field: ReceptiveField, images: Tensor, units: Tensor, crop: bool
-) -> list[Any]:
+def patched_units(local: Local, images: Tensor, units: Tensor, crop: bool) -> list[Any]:
     """Units computed from the patches under them alone, forward and back.
 
     Args:
-        plan: The layer's plan.
-        field: Its receptive fields.
+        local: The layer's way; its units can be computed from patches.
         images: [N, C, *map].
         units: int64 [U, 2 + D].
         crop: Return patches and boxes instead of full images.
@@ -129,12 +31,14 @@ def patched_units(
     Returns:
         A list of one result, as there is one input.
     """
-    result = _empty(images, field, units, crop)
+    plan, field = local.plan, local.field
+    assert plan is not None
+    result = empty(images, field, units, crop)
     for index, _, signal in _by_patches(
-        plan, images, units, lambda u, at: plan.cut(images, u[:, 0], at)
+        local, images, units, lambda u, at: plan.cut(images, u[:, 0], at)
     ):
         result.index_copy_(0, index, _finished(signal, images, field, units[index], crop))
-    return [_with_boxes(result, field, units, crop)]
+    return [with_boxes(result, field, units, crop)]
 
 
 def units_of_patches(
@@ -168,23 +72,26 @@ def units_of_patches(
 
     activations = patches.new_empty(len(units))
     found = patches.new_empty(len(units), image[0], *field.size)
-    for index, own, signal in _by_patches(plan, images, units, under):
+    for index, own, signal in _by_patches(local, images, units, under):
         activations[index] = own
         found.index_copy_(0, index, cropped(signal, images, field, units[index]))
     return activations, found
 
 
 def _by_patches(
-    plan: PatchPlan,
+    local: Local,
     images: Tensor,
     units: Tensor,
     cut: Callable[[Tensor, Window], Tensor],
 ) -> Iterator[tuple[Tensor, Tensor, Signal | None]]:
     """Chunk by chunk: which units, their activations, their signals at the image."""
+    plan, each = local.plan, images.element_size()
+    assert plan is not None
     largest = max(
         value.shape[1] * torch.Size(extent.size).numel() for value, extent in plan.extents.items()
     )
-    rows = rows_per_chunk(largest * images.element_size(), images.device)
+    forward = len(images) * local.largest * each
+    rows = rows_per_chunk(largest * each, images.device, forward)
     order, parts = _parts(units, plan.interior(), rows, _FEW_PATCHED)
     for index, part in zip(order.split([part.seeds for part in parts]), parts, strict=True):
         chunk = units[index]
@@ -195,60 +102,61 @@ def _by_patches(
 
 
 def walked_units(
-    recording: Recording, layer: str, units: Tensor, images: tuple[Tensor, ...], crop: bool
-) -> list[Any]:
+    recording: Recording,
+    layer: str,
+    units: Tensor,
+    images: tuple[Tensor, ...],
+    crop: bool,
+    rows: Tensor,
+    results: Sequence[Tensor],
+) -> None:
     """Units walked back over a recording of whole images.
 
     Args:
         recording: The forward pass.
         layer: The layer's name.
         units: int64 [U, 2 + D].
-        images: The inputs.
-        crop: Return patches and boxes instead of full images.
-
-    Returns:
-        One result an input.
+        images: What was recorded.
+        crop: Whether results are patches instead of full images.
+        rows: int64 [U], where in the results each unit goes.
+        results: One an input, see ``empty``.
     """
     field = recording.receptive_field(layer)
-    results = [_empty(image, field, units, crop) for image in images]
-    rows = recording.units_per_part(layer)
-    order, parts = _parts(units, recording.interior(layer), rows, _FEW_WALKED)
+    most = recording.units_per_part(layer)
+    order, parts = _parts(units, recording.interior(layer), most, _FEW_WALKED)
     start = 0
     for count, found in recording.walk_units(layer, units[order], parts):
         some = order[start : start + count]
         for result, signal, image in zip(results, found, images, strict=True):
-            result.index_copy_(0, some, _finished(signal, image, field, units[some], crop))
+            result.index_copy_(0, rows[some], _finished(signal, image, field, units[some], crop))
         start += count
-    return [_with_boxes(result, field, units, crop) for result in results]
 
 
 def walked_maps(
-    recording: Recording, layer: str, channels: Tensor, images: tuple[Tensor, ...]
-) -> list[Tensor]:
+    recording: Recording,
+    layer: str,
+    channels: Tensor,
+    images: tuple[Tensor, ...],
+    results: Sequence[Tensor],
+) -> None:
     """Whole feature maps, each alone, walked back over a recording.
 
     Args:
         recording: The forward pass.
         layer: The layer's name.
         channels: int64 [M].
-        images: The inputs, each [N, ...].
-
-    Returns:
-        [M, N, ...] for each input.
+        images: What was recorded, each [N, ...].
+        results: One an input, [M, N, ...].
     """
     count = len(images[0])
-    samples = torch.arange(count, device=channels.device)
-    rows = torch.cartesian_prod(channels, samples).view(-1, 2)
-    results = [image.new_empty(len(rows), *image.shape[1:]) for image in images]
+    places = torch.arange(len(channels) * count, device=channels.device)
+    number, sample = places // count, places % count
     start = 0
-    for some, found in recording.walk_maps(layer, rows):
+    for some, found in recording.walk_maps(layer, torch.stack([channels[number], sample], 1)):
+        these = slice(start, start + some)
         for result, signal, image in zip(results, found, images, strict=True):
-            result[start : start + some] = pixels(signal, image, some)
+            result[number[these], sample[these]] = pixels(signal, image, some)
         start += some
-    return [
-        result.view(len(channels), count, *image.shape[1:])
-        for result, image in zip(results, images, strict=True)
-    ]
 
 
 def _parts(units: Tensor, interior: Span, rows: int, share: int) -> tuple[Tensor, list[Part]]:
@@ -346,10 +254,18 @@ def _finished(
     return pixels(signal, image, len(units))
 
 
-def _empty(image: Tensor, field: ReceptiveField, units: Tensor, crop: bool) -> Tensor:
-    """Where the reconstructions go, made once so that none is held twice."""
+def empty(image: Tensor, field: ReceptiveField, units: Tensor, crop: bool) -> Tensor:
+    """Where reconstructions of units go, made once so that none is held twice.
+
+    Args:
+        image: An input, [N, C, *map].
+        field: The layer's receptive fields.
+        units: int64 [U, 2 + D].
+        crop: Whether they are patches instead of full images.
+    """
     return image.new_empty(len(units), image.shape[1], *(field.size if crop else image.shape[2:]))
 
 
-def _with_boxes(result: Tensor, field: ReceptiveField, units: Tensor, crop: bool) -> Any:
+def with_boxes(result: Tensor, field: ReceptiveField, units: Tensor, crop: bool) -> Any:
+    """Reconstructions as ``Deconvnet.reconstruct`` returns them."""
     return (result, field.boxes(units[:, 2:])) if crop else result

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_deconv.engine.errors import LayerError
-from lit_deconv.engine.units import Layout
+from lit_deconv.engine.local import Layout
 from lit_deconv.top.counting import REDUCTIONS, Counted, TopOfProcess, settle
 from lit_deconv.top.examples import Examples
 from lit_deconv.top.identity import NOT_COUNTED, hashed, several_processes

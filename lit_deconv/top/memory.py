@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import torch
 
-from lit_deconv.engine.units import Layout
+from lit_deconv.engine.local import Layout
 from lit_deconv.top.identity import several_processes
 from lit_deconv.top.ranking import FIELDS, SPARE
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_deconv.engine.units import Layout
+from lit_deconv.engine.local import Layout
 from lit_deconv.top.cutting import cut, moved_inside
 from lit_deconv.top.examples import Examples
 from lit_deconv.top.identity import several_processes

@@ -25,7 +25,7 @@ from lit_deconv.callbacks.history import EPOCHS, SIDE, History
 from PIL import ImageChops
 
 from lit_deconv.engine.geometry import ReceptiveField
-from lit_deconv.engine.units import Layout
+from lit_deconv.engine.local import Layout
 from lit_deconv.top import Collector, LayerTop, SpilledImages, TopReconstructions
 
 

@@ -51,7 +51,7 @@ def test_all_units_at_once_are_each_as_on_the_full_map(
     via: Literal["images", "patches"], room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (recording, units):
-        monkeypatch.setattr(module, "rows_per_chunk", lambda largest, device: room)
+        monkeypatch.setattr(module, "rows_per_chunk", lambda largest, device, forward=None: room)
     net, images = Branched(), torch.randn(2, 3, 45, 38, dtype=torch.float64)
     wanted = all_units(Deconvnet(net, "last").activations(images).shape)
     wanted = wanted[torch.randperm(len(wanted), generator=torch.Generator().manual_seed(1))]
@@ -70,7 +70,9 @@ def test_all_units_at_once_are_each_as_on_the_full_map(
 def test_parts_that_stay_together_keep_the_bounds_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is room for several parts, but not for all of them."""
     for module in (recording, units):
-        monkeypatch.setattr(module, "rows_per_chunk", lambda largest, device: 60_000 // largest)
+        monkeypatch.setattr(
+            module, "rows_per_chunk", lambda largest, device, forward=None: 60_000 // largest
+        )
     net, images = Branched(), torch.randn(1, 3, 45, 38, dtype=torch.float64)
     wanted = all_units(Deconvnet(net, "last").activations(images).shape)
     found = Deconvnet(net, "last", path="rules").reconstruct(images, wanted, via="images")

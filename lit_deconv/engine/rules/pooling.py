@@ -168,7 +168,10 @@ def pooled(pool: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Tens
     start = 0
     for some in flat.split(max(_SIDE_BY_SIDE, _CACHED // flat[0].numel())):
         channels = some.unsqueeze(0).contiguous(memory_format=torch.channels_last)
-        parts = pool(**{**arguments, "self": channels})
+        try:
+            parts = pool(**{**arguments, "self": channels})
+        except RuntimeError:
+            return pool(**arguments)  # fails, too, and names the sizes that the model gave
         if not found:
             found = [part.new_empty(len(flat), *part.shape[2:]) for part in parts]
         for whole, part in zip(found, parts, strict=True):

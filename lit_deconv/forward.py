@@ -1,0 +1,187 @@
+"""A model's forward pass up to chosen layers, recorded by the path that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from lit_deconv.engine.autograd import record_autograd
+from lit_deconv.engine.errors import ChannelsError, DeconvError, LayerError, UnsupportedOp
+from lit_deconv.engine.local import Local, Ways, runs
+from lit_deconv.engine.recorder import only_tensor, record
+from lit_deconv.engine.recording import ByAutograd, OnTape, Recording
+from lit_deconv.engine.tape import Options, Tape
+from lit_deconv.engine.walk import refusals
+
+Path = Literal["auto", "rules", "autograd"]
+
+# Bytes of images that are recorded together whatever the model makes of them.
+_SMALL = 1 << 20
+
+
+class Forward:
+    """What ``Deconvnet`` records. Eval mode and the like are the caller's.
+
+    Args:
+        model: The model.
+        layers: Layers by name.
+        path: See ``Deconvnet``, as for the rest.
+        call: Which call of a layer.
+        options: Choices about gates and overlaps.
+        output: Which of a layer's outputs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, nn.Module],
+        path: Path,
+        call: int | None,
+        options: Options,
+        output: int | str | None,
+    ) -> None:
+        self.model = model
+        self.layers = dict(layers)
+        self.path = path
+        self.call = call
+        self.options = options
+        self.output = output
+        self._called_once = False
+        self._ways = Ways(model)
+
+    def recorded(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> Recording:
+        """Records all images in one run of the model.
+
+        Args:
+            images: The inputs, each [N, ...].
+            extra: Further arguments of the model.
+
+        Raises:
+            UnsupportedOp: The path that was asked for cannot be had.
+        """
+        if self.path == "autograd":
+            return self._by_autograd(images, extra)
+        tape = self.tape(images, extra)
+        if self.path == "rules" and tape.faults:
+            raise UnsupportedOp(f"{tape.faults[0]}; use path='autograd' or 'auto'")
+        if self.path == "rules" or not any(
+            refusals(tape, tape.layers[name]) for name in self.layers
+        ):
+            return OnTape(tape, images)
+        return self._by_autograd(images, extra)
+
+    def recorded_apart(
+        self, images: tuple[Tensor, ...], extra: tuple[Any, ...]
+    ) -> Iterator[tuple[slice, tuple[Tensor, ...], Recording]]:
+        """Records the images in as many runs as suit the cache, where none matters to the others.
+
+        Args:
+            images: The inputs, each [N, ...].
+            extra: Further arguments of the model.
+
+        Yields:
+            Which images, these images, and their recording.
+        """
+        start = 0
+        for some in zip(
+            *(image.tensor_split(self._runs(images, extra)) for image in images), strict=True
+        ):
+            yield slice(start, start + len(some[0])), some, self.recorded(some, extra)
+            start += len(some[0])
+
+    def _runs(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> int:
+        few = len(images[0]) < 4 or images[0].nbytes < _SMALL
+        if few or not self.few_may_show_all(images, extra):
+            return 1
+        ways = self.ways(images[0])
+        if set(ways) != set(self.layers) or any(way.plan is None for way in ways.values()):
+            return 1
+        return runs(ways.values(), images[0])
+
+    def few_may_show_all(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> bool:
+        """Whether what ``ways`` reads off a few images can hold for all of them."""
+        return self.path != "autograd" and len(images) == 1 and not extra
+
+    def ways(self, images: Tensor) -> dict[str, Local]:
+        """The layers' ways through the model; none where a few images do not stand for many.
+
+        Args:
+            images: [N, C, *map].
+        """
+        return self._ways.of(images, lambda few: self.tape((few,), ()))
+
+    def tape(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> Tape:
+        """Records for the rules' walk, whatever the path."""
+        tape = record(
+            partial(self._run, extra),
+            images,
+            self.layers,
+            model=self.model,
+            call=self.call,
+            options=self.options,
+            stop_early=self._stop_early,
+            choose=self.feature_map,
+        )
+        self._note_calls(tape.calls)
+        return tape
+
+    def _run(self, extra: tuple[Any, ...], *tensors: Tensor) -> Any:
+        """The model, its complaint about the number of channels with the way out."""
+        try:
+            return self.model(*tensors, *extra)
+        except RuntimeError as error:
+            if isinstance(error, DeconvError) or "channels, but got" not in str(error):
+                raise
+            raise ChannelsError(
+                f"the model takes no input of shape {list(tensors[0].shape)}: {error}; give images with "
+                f"the channels that it was made for, such as images.expand(-1, 3, -1, -1) for grey ones"
+            ) from error
+
+    def _by_autograd(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> ByAutograd:
+        if self.options.overlap == "place":
+            raise UnsupportedOp(
+                "overlap='place' is offered by the rules' walk alone, and this model needs autograd; "
+                "use overlap='add'"
+            )
+        recording = record_autograd(
+            partial(self._run, extra),
+            images,
+            self.layers,
+            model=self.model,
+            call=self.call,
+            gates=self.options.gates,
+            stop_early=self._stop_early,
+            choose=self.feature_map,
+        )
+        self._note_calls(recording.calls)
+        return ByAutograd(recording)
+
+    @property
+    def _stop_early(self) -> bool:
+        return self._called_once or self.call is not None
+
+    def _note_calls(self, calls: Mapping[str, int]) -> None:
+        for name, count in calls.items():
+            if count > 1 and self.call is None:
+                raise LayerError(
+                    f"layer {name!r} runs {count} times in one forward pass; choose a layer that "
+                    f"runs once, such as the module around it, or say in Python which call is "
+                    f"meant: Deconvnet(..., call=0) is the first, call=-1 the last"
+                )
+        self._called_once = True
+
+    def feature_map(self, layer: str, output: Any) -> Tensor:
+        """What is meant of what a layer returned, see ``Deconvnet``."""
+        if self.output is None:
+            return only_tensor(layer, output)
+        try:
+            by_name = isinstance(self.output, str) and not isinstance(output, Mapping)
+            chosen = getattr(output, str(self.output)) if by_name else output[self.output]
+        except (KeyError, IndexError, AttributeError, TypeError) as error:
+            raise LayerError(
+                f"layer {layer!r} returned a {type(output).__name__} without an item {self.output!r}"
+            ) from error
+        return only_tensor(layer, chosen)

@@ -1,0 +1,139 @@
+"""Images that do not matter to one another go through the model a few at a time; others stay together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_deconv import Deconvnet, forward
+from lit_deconv.engine import local
+
+
+class Net(nn.Module):
+    """A residual net with a pool."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.relu, self.pool = nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+        self.conv2, self.conv3 = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.between = between
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        x = self.pool(self.relu(self.norm(self.conv1(x)))) * scale
+        x = self.relu(self.conv2(x) + x)
+        return self.conv3(x if self.between is None else self.between(x))
+
+
+@pytest.fixture(autouse=True)
+def _few_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for two images of 6 x 14 x 15 numbers at a time."""
+    monkeypatch.setattr(forward, "_SMALL", 0)
+    monkeypatch.setitem(local._TOGETHER_BYTES, "cpu", 2 * 6 * 14 * 15 * 8)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(7, 3, 14, 15, generator=torch.Generator().manual_seed(1)).double()
+
+
+def units_of(images: Tensor, count: int = 40) -> Tensor:
+    limits = torch.tensor([len(images), 8, 7, 8])
+    random = torch.rand(count, 4, generator=torch.Generator().manual_seed(2))
+    return (random * limits).long()
+
+
+def runs_of(net: Net, call: Callable[[Deconvnet], Any], **options: Any) -> list[int]:
+    """How many images each run of the model is given, once the model is known."""
+    given: list[int] = []
+    handle = net.register_forward_pre_hook(lambda _, images: given.append(len(images[0])))
+    deconvnet = Deconvnet(net, "conv3", **options)
+    call(deconvnet)
+    given.clear()
+    call(deconvnet)
+    handle.remove()
+    return given
+
+
+CALLS: dict[str, Callable[[Deconvnet, Tensor], Any]] = {
+    "layer": lambda net, x: net.attribute(x),
+    "channel": lambda net, x: net.attribute(x, 3),
+    "unit": lambda net, x: net.attribute(x, (2, 4, 5)),
+    "maps": lambda net, x: net.maps(x, [5, 0, 5]),
+    "units": lambda net, x: net.reconstruct(x, units_of(x, 400)),
+    "patches": lambda net, x: net.reconstruct(x, units_of(x, 400), crop=True),
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_the_same_as_together(
+    what: str, count: int, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, some = Net().eval().double(), images[:count]
+    apart = CALLS[what](Deconvnet(net, "conv3"), some)
+    given = runs_of(net, lambda deconvnet: CALLS[what](deconvnet, some))
+    assert given == {1: [1], 2: [2], 3: [3], 7: [3, 2, 2]}[count]
+    monkeypatch.setattr(forward, "_SMALL", 1 << 30)
+    together = CALLS[what](Deconvnet(net, "conv3"), some)
+    for one, other in zip(
+        apart if isinstance(apart, tuple) else [apart],
+        together if isinstance(together, tuple) else [together],
+        strict=True,
+    ):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_several_layers_and_units_of_few_images(images: Tensor) -> None:
+    net = Net().eval().double()
+    deconvnet = Deconvnet(net, ["conv2", "conv3"])
+    units = units_of(images, 300)
+    few = units[units[:, 0] > 4]
+    chosen = {"conv2": few.clamp(max=5), "conv3": units[:0]}
+    found = deconvnet.reconstruct(images, chosen)
+    assert found["conv3"].shape == (0, 3, 14, 15)
+    expected = Deconvnet(net, "conv2").reconstruct(images, chosen["conv2"], via="images")
+    assert torch.allclose(found["conv2"], expected, rtol=1e-12, atol=1e-12)
+
+
+STAYS: dict[str, tuple[Net, dict[str, Any], Callable[[Deconvnet, Tensor], Any]]] = {
+    "callable selector": (
+        Net(), {}, lambda net, x: net.attribute(x, lambda y: y[range(len(x)), range(len(x)), 0, 0])
+    ),
+    "asked for": (Net(), {}, lambda net, x: net.reconstruct(x, units_of(x), via="images")),
+    "further arguments": (Net(), {}, lambda net, x: net.attribute(x, additional_forward_args=2.0)),
+    "autograd": (Net(), {"path": "autograd"}, lambda net, x: net.attribute(x)),
+    "mean over images": (
+        Net(lambda x: x - x.mean(0, keepdim=True)), {}, lambda net, x: net.attribute(x)
+    ),
+    "mean over detached images": (
+        Net(lambda x: x - x.detach().mean(0, keepdim=True)), {}, lambda net, x: net.attribute(x)
+    ),
+    "one constant an image": (
+        Net(lambda x: x + torch.arange(7.0).double().view(-1, 1, 1, 1)), {},
+        lambda net, x: net.attribute(x),
+    ),
+    "looks at the whole map": (
+        Net(lambda x: x * x.mean((2, 3), keepdim=True)), {}, lambda net, x: net.attribute(x)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("why", STAYS)
+def test_what_stays_together(why: str, images: Tensor) -> None:
+    net, options, call = STAYS[why]
+    given = runs_of(net.eval().double(), lambda deconvnet: call(deconvnet, images), **options)
+    assert set(given) <= {7, 2}  # two of them may be looked at beforehand
+    assert given.count(7) >= 1
+    assert sum(given) - 7 * given.count(7) <= 2
+
+
+def test_activations_come_from_one_run(images: Tensor) -> None:
+    net = Net().eval().double()
+    assert runs_of(net, lambda deconvnet: deconvnet.activations(images)) == [7]
+    assert torch.equal(Deconvnet(net, "conv3").activations(images), net(images))
