@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 _TENSORS_AND_PARTS = frozenset({"_parameters", "_buffers", "_modules"})
+_EXACT = frozenset({bool, int, str, bytes, type(None)})
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
@@ -28,6 +29,16 @@ def configuration(model: nn.Module) -> Hashable:
     )
 
 
+def tensors_of(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, in half the time of the model's own iterators."""
+    return [
+        tensor
+        for module in model.modules()
+        for tensor in (*module._parameters.values(), *module._buffers.values())
+        if tensor is not None
+    ]
+
+
 def _attributes(found: Mapping[str, Any]) -> Hashable:
     return tuple(
         (name, _key(value))
@@ -38,10 +49,12 @@ def _attributes(found: Mapping[str, Any]) -> Hashable:
 
 def _key(value: Any, depth: int = 4) -> Hashable:
     """The value of what is plain or holds it, nothing of tensors, the identity of everything else."""
+    if type(value) in _EXACT:
+        return type(value), value  # 1 and True apart
     if isinstance(value, Tensor):
         return Tensor  # as with weights, its identity is looked at where a plan reads it
     if isinstance(value, _PLAIN):
-        return type(value), repr(value)  # 1, 1.0 and True apart; NaN is itself
+        return type(value), repr(value)  # NaN is itself, and 0.0 is not -0.0
     if not depth:
         return id(value)
     if isinstance(value, (list, tuple)):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_deconv.engine.configuration import configuration
+from lit_deconv.engine.configuration import configuration, tensors_of
 from lit_deconv.engine.geometry import ReceptiveField, receptive_field
 from lit_deconv.engine.patches import NotLocal, PatchPlan, plan, whole_flops
 from lit_deconv.engine.tape import Op, Tape, Value
@@ -156,7 +156,7 @@ class Ways:
                 name: local_way(tape, target) for name, target in tape.layers.items()
             }
         found = self._known[key]
-        state = {id(tensor) for tensor in (*self._model.parameters(), *self._model.buffers())}
+        state = {id(tensor) for tensor in tensors_of(self._model)}
         if not all(local.constants <= state for local in found.values()):
             # Weights that are computed anew in each forward are not those that were read.
             del self._known[key]

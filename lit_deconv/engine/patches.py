@@ -334,8 +334,9 @@ def _slide(
     name = "input" if op.name == "convolution" else "self"
     parent: Value = op[name]
     fill = {"convolution": 0.0, "constant_pad_nd": op.arguments.get("value") or 0.0}
-    placed = Signal(arguments[name], None, needed.window(at))
-    inside = placed.clipped(parent.map_size, fill.get(op.name, -math.inf)).values
+    inside, around = arguments[name], fill.get(op.name, -math.inf)
+    if around or parent.op.name != "input":  # patches are cut with zeros around the image
+        inside = Signal(inside, None, needed.window(at)).clipped(parent.map_size, around).values
     if op.name == "constant_pad_nd":
         return {value: inside}, None
     spatial = len(needed.size)

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lit_deconv.engine.configuration import tensors_of
 from lit_deconv.engine.errors import DeconvError, LayerError, UnsupportedOp
 from lit_deconv.engine.recognise import LocalResponseNormSeen, custom_functions_noted, seen_last
 from lit_deconv.engine.registry import Rule, packet_of, rule_for
@@ -162,7 +163,7 @@ class Recorder(TorchDispatchMode):
         self.paused = False
         self.state = {
             StorageWeakRef(tensor.untyped_storage()).cdata: tensor
-            for tensor in (*model.parameters(), *model.buffers())
+            for tensor in tensors_of(model)
             if tensor.device.type != "meta"
         }
         self.saved: list[tuple[Tensor, Tensor]] = []

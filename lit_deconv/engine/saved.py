@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from lit_deconv.engine.configuration import tensors_of
+
 
 class SavedValues(saved_tensors_hooks):
     """While it is on, tensors saved for backward are copied when they are about to be overwritten.
@@ -50,8 +52,8 @@ def state_kept(model: nn.Module | None, saved: SavedValues) -> Iterator[Callable
         A function to be called with each tensor that is about to be overwritten.
     """
     modules = list(model.modules()) if model is not None else []
-    owned = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values())]
-    owners = {memory(tensor): tensor for tensor in owned if tensor is not None}
+    owned = tensors_of(model) if model is not None else []
+    owners = {memory(tensor): tensor for tensor in owned}
     registered = [(module, dict(module._buffers)) for module in modules]
     written: list[tuple[Tensor, Tensor]] = []
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lit_deconv.engine.configuration import tensors_of
 from lit_deconv.engine.precision import exact
 
 
@@ -24,7 +25,7 @@ def undisturbed(model: nn.Module, *, autocast: bool = False) -> Iterator[None]:
         autocast: Leave the caller's autocast as it is.
     """
     flags = [(module, module.training) for module in model.modules()]
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    devices = {tensor.device for tensor in tensors_of(model)}
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(randomness_kept(devices))
@@ -34,12 +35,14 @@ def undisturbed(model: nn.Module, *, autocast: bool = False) -> Iterator[None]:
                 stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(exact())
         try:
-            for module, _ in flags:
-                module.training = False  # not eval(): users override train() with side effects
+            for module, training in flags:
+                if training:
+                    module.training = False  # not eval(): users override train() with side effects
             yield
         finally:
             for module, training in flags:
-                module.training = training
+                if module.training != training:
+                    module.training = training
 
 
 def randomness_kept(devices: Iterable[torch.device]) -> AbstractContextManager[None]:
