@@ -309,3 +309,12 @@ def test_where_the_tape_lost_track_the_error_says_so(of: str) -> None:
         rules.reconstruct(images, wanted) if of == "units" else rules.maps(images, [1])
     found = auto.reconstruct(images, wanted) if of == "units" else auto.maps(images, [1])
     assert found.any()
+
+
+def test_chunks_are_bounded_by_the_forward_pass_where_it_was_small() -> None:
+    cpu, megabyte = torch.device("cpu"), 1 << 20
+    assert recording.rows_per_chunk(megabyte // 2, cpu) == 8
+    assert recording.rows_per_chunk(megabyte // 2, cpu, forward=100 * megabyte) == 8
+    assert recording.rows_per_chunk(megabyte // 2, cpu, forward=6 * megabyte) == 3
+    assert recording.rows_per_chunk(megabyte // 2, cpu, forward=1) == 2
+    assert recording.rows_per_chunk(100 * megabyte, cpu, forward=1) == 1

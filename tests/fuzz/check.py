@@ -7,13 +7,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 from captum.attr import NeuronDeconvolution  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 import lit_deconv
-from lit_deconv import Deconvnet
+from lit_deconv import Deconvnet, forward
+from lit_deconv.engine import local
 from lit_deconv.engine.errors import DeconvError, LayerError, UnsupportedOp
 
 from . import reference
@@ -130,6 +132,7 @@ def check_network(network: Network, device: str = "cpu") -> Outcome:
         outcome.compare(f"crop/{path}", uncropped(patches, boxes, images.shape[2:]), by_unit)
         if path == "auto":  # it takes one of the other two, and those are asked the rest
             outcome.compare("activations", net.activations(images), layer)
+            _check_apart(outcome, net, images, units)
             continue
         given = net.attribute(images, neuron_selector=unit)
         outcome.compare(f"unit/{path}", given, single)
@@ -182,6 +185,25 @@ def _check_patches(
         return
     outcome.compare("units/patches", given, by_unit)
     outcome.compare("crop/patches", uncropped(patches, boxes, images.shape[2:]), by_unit)
+
+
+def _check_apart(outcome: Outcome, net: Deconvnet, images: Tensor, units: Tensor) -> None:
+    """Twice as many images, through the model all together and a few at a time."""
+    many = torch.cat([images, images])
+    try:
+        whole = net.attribute(many)
+    except Exception:
+        return  # the network is made for its number of images
+    by_unit = net.reconstruct(many, units, via="images")
+    nothing = dict.fromkeys(local._TOGETHER_BYTES, 1)
+    with (
+        mock.patch.object(forward, "_SMALL", 0),
+        mock.patch.object(local, "_TOGETHER_BYTES", nothing),
+        mock.patch.object(local, "_TOGETHER_BYTES_ELSEWHERE", 1),
+    ):
+        outcome.compare("whole/apart", net.attribute(many), whole)
+        patches, boxes = net.reconstruct(many, units, crop=True)
+    outcome.compare("crop/apart", uncropped(patches, boxes, images.shape[2:]), by_unit)
 
 
 def _check_calls(
