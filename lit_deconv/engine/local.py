@@ -23,7 +23,7 @@ _TOGETHER_BYTES_ELSEWHERE = 1 << 30
 
 @dataclass(frozen=True)
 class Local:
-    """A layer's way through the model, as one image of this size shows it.
+    """A layer's way through the model, as a few images of this size show it.
 
     Attributes:
         plan: How to compute its units from patches, None where that cannot be.
@@ -33,7 +33,7 @@ class Local:
         flops: Multiply-adds of the convolutions in front of it, for one image.
         largest: Numbers in the largest value on the way, for one image.
         constants: Identities of the tensors that the plan uses.
-        per_image: Those among them that could hold one row an image, were there more than one.
+        per_image: Those among them that could hold one row an image.
     """
 
     plan: PatchPlan | None
@@ -46,7 +46,7 @@ class Local:
     per_image: frozenset[int]
 
     def without_plan(self) -> Local:
-        """The same for a model that computes constants of its own, which one image cannot show."""
+        """The same for a model that computes constants of its own, which a few images cannot show."""
         return replace(
             self, plan=None, why="it adds or multiplies what may differ from image to image"
         )
