@@ -315,6 +315,6 @@ def test_chunks_are_bounded_by_the_forward_pass_where_it_was_small() -> None:
     cpu, megabyte = torch.device("cpu"), 1 << 20
     assert recording.rows_per_chunk(megabyte // 2, cpu) == 8
     assert recording.rows_per_chunk(megabyte // 2, cpu, forward=100 * megabyte) == 8
-    assert recording.rows_per_chunk(megabyte // 2, cpu, forward=6 * megabyte) == 3
-    assert recording.rows_per_chunk(megabyte // 2, cpu, forward=1) == 2
+    assert recording.rows_per_chunk(megabyte // 2, cpu, forward=12 * megabyte) == 6
+    assert recording.rows_per_chunk(megabyte // 2, cpu, forward=1) == 4
     assert recording.rows_per_chunk(100 * megabyte, cpu, forward=1) == 1
