@@ -97,7 +97,7 @@ def whole_layers(cases: Sequence[Case], repetitions: int, count: int, device: st
     for case in cases:
         model, images = _prepared(case, device, count)
         net = Deconvnet(model, case.layer)
-        captum = Rival(model, case.layer).best_for_layer(images, sorted({8, count}))
+        captum = Rival(model, case.layer).best_for_layer(images, sorted({2, 8, count}))
         times = interleaved(
             {
                 "ours": partial(net.attribute, images),
