@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -136,10 +137,10 @@ class Deconvnet:
                     parts[name].append(
                         [pixels(s, i, len(i)) for s, i in zip(found, some, strict=True)]
                     )
-        results = {
-            name: _like(inputs, [_joined(run) for run in zip(*found, strict=True)])
-            for name, found in parts.items()
-        }
+            results = {
+                name: _like(inputs, [_joined(run) for run in zip(*found, strict=True)])
+                for name, found in parts.items()
+            }
         return results if self.several else next(iter(results.values()))
 
     def maps(
@@ -334,9 +335,11 @@ class Deconvnet:
             if apart
             else [(slice(0, len(images[0])), images, self._forward.recorded(images, extra))]
         )
+        told: set[str] = set()
         for where, some, recording in recordings:
             for name in self.layers:
-                _report_not_finite(name, recording.activations[name])
+                if name not in told and _reported_not_finite(name, recording.activations[name]):
+                    told.add(name)
             yield where, some, recording
 
     def _by_patches(
@@ -368,7 +371,7 @@ class Deconvnet:
             chosen = checked_units(name, units[name], shape, images[0].device)
             if via == "patches" or local.cheaper(len(chosen), len(images[0])):
                 found[name] = patched_units(local, images[0], chosen, crop)
-                _report_not_finite(name, found[name][0][0] if crop else found[name][0])
+                _reported_not_finite(name, found[name][0][0] if crop else found[name][0])
         return found
 
     def _by_images(
@@ -422,14 +425,19 @@ def _like(inputs: Inputs, found: Sequence[Any]) -> Any:
     return tuple(found) if isinstance(inputs, tuple) else found[0]
 
 
-def _report_not_finite(layer: str, values: Tensor) -> None:
-    """What is not finite is passed on as it is, and said."""
-    if not bool(values.isfinite().all()):
-        warnings.warn(
-            f"activations of layer {layer!r} are not finite (NaN or infinite), and so are the pixels "
-            f"they lead to; look at the images and the weights in front of it",
-            stacklevel=4,
-        )
+def _reported_not_finite(layer: str, values: Tensor) -> bool:
+    """What is not finite is passed on as it is, and said to whoever called this file."""
+    if bool(values.isfinite().all()):
+        return False
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename == __file__:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        f"activations of layer {layer!r} are not finite (NaN or infinite), and so are the pixels "
+        f"they lead to; look at the images and the weights in front of it",
+        stacklevel=level,
+    )
+    return True
 
 
 def _refuse_scripted(model: nn.Module) -> None:

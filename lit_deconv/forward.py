@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_deconv.engine.autograd import record_autograd
 from lit_deconv.engine.errors import ChannelsError, DeconvError, LayerError, UnsupportedOp
-from lit_deconv.engine.local import Local, Ways, runs
+from lit_deconv.engine.local import Local, Ways
 from lit_deconv.engine.recorder import only_tensor, record
 from lit_deconv.engine.recording import ByAutograd, OnTape, Recording
 from lit_deconv.engine.tape import Options, Tape
@@ -96,10 +96,7 @@ class Forward:
         few = len(images[0]) < 4 or images[0].nbytes < _SMALL
         if few or not self.few_may_show_all(images, extra):
             return 1
-        ways = self.ways(images[0])
-        if set(ways) != set(self.layers) or any(way.plan is None for way in ways.values()):
-            return 1
-        return runs(ways.values(), images[0])
+        return self._ways.runs(images[0], self._read)
 
     def few_may_show_all(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> bool:
         """Whether what ``ways`` reads off a few images can hold for all of them."""
@@ -111,7 +108,10 @@ class Forward:
         Args:
             images: [N, C, *map].
         """
-        return self._ways.of(images, lambda few: self.tape((few,), ()))
+        return self._ways.of(images, self._read)
+
+    def _read(self, few: Tensor) -> Tape:
+        return self.tape((few,), ())
 
     def tape(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> Tape:
         """Records for the rules' walk, whatever the path."""

@@ -51,10 +51,15 @@ def units_of(images: Tensor, count: int = 40) -> Tensor:
 def runs_of(net: Net, call: Callable[[Deconvnet], Any], **options: Any) -> list[int]:
     """How many images each run of the model is given, once the model is known."""
     given: list[int] = []
-    handle = net.register_forward_pre_hook(lambda _, images: given.append(len(images[0])))
+
+    def note(module: nn.Module, images: Any) -> None:
+        if module is net:
+            given.append(len(images[0]))
+
     deconvnet = Deconvnet(net, "conv3", **options)
     call(deconvnet)
-    given.clear()
+    # Not a hook of the model's own: with one, images stay together.
+    handle = nn.modules.module.register_module_forward_pre_hook(note)
     call(deconvnet)
     handle.remove()
     return given
@@ -118,6 +123,15 @@ STAYS: dict[str, tuple[Net, dict[str, Any], Callable[[Deconvnet, Tensor], Any]]]
         Net(lambda x: x + torch.arange(7.0).double().view(-1, 1, 1, 1)), {},
         lambda net, x: net.attribute(x),
     ),
+    "the number of images": (Net(lambda x: x / len(x)), {}, lambda net, x: net.attribute(x)),
+    "weights from the number of images": (
+        Net(lambda x: nn.functional.conv2d(x, x.new_full((6, 6, 1, 1), len(x)))), {},
+        lambda net, x: net.attribute(x),
+    ),
+    "random numbers": (
+        Net(lambda x: nn.functional.dropout2d(x, training=True)), {},
+        lambda net, x: net.attribute(x),
+    ),
     "looks at the whole map": (
         Net(lambda x: x * x.mean((2, 3), keepdim=True)), {}, lambda net, x: net.attribute(x)
     ),
@@ -137,3 +151,55 @@ def test_activations_come_from_one_run(images: Tensor) -> None:
     net = Net().eval().double()
     assert runs_of(net, lambda deconvnet: deconvnet.activations(images)) == [7]
     assert torch.equal(Deconvnet(net, "conv3").activations(images), net(images))
+
+
+def test_a_model_with_hooks_of_its_user_runs_once(images: Tensor) -> None:
+    net, seen = Net().eval().double(), []
+    net.conv1.register_forward_hook(lambda _, inputs, output: seen.append(len(output)))
+    Deconvnet(net, "conv3").attribute(images)
+    assert seen == [7]
+
+
+def test_a_model_that_counts_its_runs_is_not_looked_at_each_time(images: Tensor) -> None:
+    class Counting(Net):
+        runs = 0
+
+        def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+            self.runs += 1
+            return super().forward(x, scale)
+
+    given = runs_of(Counting().eval().double(), lambda deconvnet: deconvnet.attribute(images))
+    assert given == [7]
+
+
+@pytest.mark.parametrize("small", [0, 1 << 30])
+def test_random_numbers_are_those_of_one_run(
+    small: int, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Tensor] = []
+
+    def scaled(x: Tensor) -> Tensor:
+        drawn.append(torch.rand(()))
+        return x * drawn[-1]
+
+    net = Net(scaled).eval().double()
+    monkeypatch.setattr(forward, "_SMALL", small)
+    torch.manual_seed(3)
+    Deconvnet(net, "conv3").attribute(images)
+    torch.manual_seed(3)
+    assert drawn[-1] == torch.rand(())
+
+
+def test_results_are_no_inference_tensors(images: Tensor) -> None:
+    deconvnet = Deconvnet(Net().eval().double(), "conv3")
+    with torch.inference_mode():
+        assert not deconvnet.attribute(images).is_inference()
+        assert not deconvnet.maps(images, [1]).is_inference()
+
+
+@pytest.mark.parametrize("what", ["layer", "maps", "units"])
+def test_what_is_not_finite_is_said_once_to_the_caller(what: str, images: Tensor) -> None:
+    images[0, 0, 3, 3] = images[6, 0, 3, 3] = float("nan")
+    with pytest.warns(UserWarning, match="not finite") as warned:
+        CALLS[what](Deconvnet(Net().eval().double(), "conv3"), images)
+    assert [warning.filename for warning in warned] == [__file__]

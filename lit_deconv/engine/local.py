@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,13 +12,17 @@ from torch import Tensor, nn
 from lit_deconv.engine.configuration import configuration, tensors_of
 from lit_deconv.engine.geometry import ReceptiveField, receptive_field
 from lit_deconv.engine.patches import NotLocal, PatchPlan, plan, whole_flops
-from lit_deconv.engine.tape import Op, Tape, Value
+from lit_deconv.engine.tape import Op, Tape, Value, leaves
+from lit_deconv.engine.undisturbed import randomness_kept
 from lit_deconv.engine.walk import on_path
 
 # Bytes of the largest map of images that run together, where they may run apart: on a CPU so that
 # what is made on the way stays in its cache, elsewhere for memory's sake.
 _TOGETHER_BYTES = {"cpu": 20 << 20}
 _TOGETHER_BYTES_ELSEWHERE = 1 << 30
+
+# Image sizes whose ways are kept, the newest.
+_MOST_SIZES = 8
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,9 @@ class Local:
     constants: frozenset[int]
     per_image: frozenset[int]
 
-    def without_plan(self) -> Local:
-        """The same for a model that computes constants of its own, which a few images cannot show."""
-        return replace(
-            self, plan=None, why="it adds or multiplies what may differ from image to image"
-        )
+    def without_plan(self, why: str) -> Local:
+        """The same for a model of which a few images do not show all."""
+        return replace(self, plan=None, why=why)
 
     def cheaper(self, units: int, images: int) -> bool:
         """Whether patches take fewer operations forward than whole images; the way back is the same."""
@@ -129,6 +131,7 @@ class Ways:
         self._model = model
         self._configuration: Any = None
         self._known: dict[Any, dict[str, Local]] = {}
+        self._kept = True
 
     def of(self, images: Tensor, read: Callable[[Tensor], Tape]) -> dict[str, Local]:
         """By layer, for images of one size; none where a few do not stand for many.
@@ -142,38 +145,81 @@ class Ways:
         if current != self._configuration:
             self._known.clear()
             self._configuration = current
-        # Two images stand for many: a forward may do something else for a single one.
-        few = images[:2]
-        key = (few.shape, images.dtype, images.device)
+        key = (images[:2].shape, images.dtype, images.device)
         if key not in self._known:
             try:
-                tape = read(few)
+                with randomness_kept([images.device]):
+                    self._known[key], steady = _read(images, read)
             except Exception:
                 if len(images) == 1:
                     raise
                 return {}  # the model may be written for one number of images only
-            self._known[key] = {
-                name: local_way(tape, target) for name, target in tape.layers.items()
-            }
+            if len(self._known) > _MOST_SIZES:
+                del self._known[next(iter(self._known))]
+            self._kept = steady and configuration(self._model) == current
         found = self._known[key]
         state = {id(tensor) for tensor in tensors_of(self._model)}
         if not all(local.constants <= state for local in found.values()):
             # Weights that are computed anew in each forward are not those that were read.
             del self._known[key]
+            self._kept = False
         return {
-            name: local if local.per_image <= state else local.without_plan()
+            name: local
+            if local.per_image <= state
+            else local.without_plan("it adds or multiplies what may differ from image to image")
             for name, local in found.items()
         }
 
+    def runs(self, images: Tensor, read: Callable[[Tensor], Tape]) -> int:
+        """In how many runs of the model to take images: one, unless none matters to the others.
 
-def runs(ways: Iterable[Local], images: Tensor) -> int:
-    """In how many runs of the model to take images of which none matters to the others.
+        A model that changes with each run, or whose weights do, takes them all at once, and so does
+        one with hooks, which are its user's and may count on one run.
 
-    Args:
-        ways: To the layers that are wanted, all computed from patches; so the images are apart.
-        images: [N, C, *map].
+        Args:
+            images: [N, C, *map].
+            read: Records a forward pass of a few images.
+        """
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self._model.modules())
+        if hooked or not self._kept:
+            return 1
+        ways = self.of(images, read)
+        apart = bool(ways) and all(way.plan is not None for way in ways.values())
+        if not apart or not self._kept:
+            return 1
+        largest = max(way.largest for way in ways.values()) * images.element_size()
+        together = _TOGETHER_BYTES.get(images.device.type, _TOGETHER_BYTES_ELSEWHERE)
+        # At least two images a run: a forward may do something else for a single one.
+        return max(1, min(len(images) // 2, -(-len(images) * largest // together)))
+
+
+def _read(images: Tensor, read: Callable[[Tensor], Tape]) -> tuple[dict[str, Local], bool]:
+    """The ways as two images show them, and whether the forward drew no random numbers.
+
+    Three images are looked at, too, where there are as many: a plan that another number of images
+    changes is none.
     """
-    largest = max(way.largest for way in ways) * images.element_size()
-    together = _TOGETHER_BYTES.get(images.device.type, _TOGETHER_BYTES_ELSEWHERE)
-    # At least two images a run, see ``Ways``.
-    return max(1, min(len(images) // 2, -(-len(images) * largest // together)))
+    before = _random_states(images.device)
+    tape = read(images[:2])
+    found = {name: local_way(tape, target) for name, target in tape.layers.items()}
+    steady = all(map(torch.equal, before, _random_states(images.device)))
+    if len(images) > 2 and any(local.plan is not None for local in found.values()):
+        other = read(images[:3])
+        for name, local in found.items():
+            three = local_way(other, other.layers[name])
+            if _settings(local) != _settings(three):
+                found[name] = local.without_plan("it depends on the number of images")
+    return found, steady
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return states + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+def _settings(local: Local) -> list[Any]:
+    """What a plan's ops are given besides tensors."""
+    return [
+        (op.name, [leaf for leaf in leaves(op.arguments) if not isinstance(leaf, (Tensor, Value))])
+        for op in (local.plan.ops if local.plan is not None else ())
+    ]

@@ -161,7 +161,9 @@ def pooled(pool: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Tens
         What the op returns, to the bit.
     """
     maps: Tensor = arguments["self"]
-    if maps.device.type != "cpu" or maps.ndim != 4 or not maps.is_contiguous() or not maps.numel():
+    plain = maps.device.type == "cpu" and maps.dtype in (torch.float32, torch.float64)
+    of_images = pool is torch.ops.aten.max_pool2d_with_indices.default and maps.ndim == 4
+    if not plain or not of_images or not maps.is_contiguous() or not maps.numel():
         return pool(**arguments)
     size = maps.shape[2:]
     flat = maps.reshape(-1, size.numel())
