@@ -149,11 +149,14 @@ class Ways:
         if key not in self._known:
             try:
                 with randomness_kept([images.device]):
-                    self._known[key], steady = _read(images, read)
+                    two, three, steady = _tapes(images, read)
             except Exception:
+                # The model may be written for one number of images only; what else is wrong comes
+                # up again when all of them are recorded.
                 if len(images) == 1:
                     raise
-                return {}  # the model may be written for one number of images only
+                return {}
+            self._known[key] = _agreed(two, three)
             if len(self._known) > _MOST_SIZES:
                 del self._known[next(iter(self._known))]
             self._kept = steady and configuration(self._model) == current
@@ -193,23 +196,26 @@ class Ways:
         return max(1, min(len(images) // 2, -(-len(images) * largest // together)))
 
 
-def _read(images: Tensor, read: Callable[[Tensor], Tape]) -> tuple[dict[str, Local], bool]:
-    """The ways as two images show them, and whether the forward drew no random numbers.
-
-    Three images are looked at, too, where there are as many: a plan that another number of images
-    changes is none.
-    """
+def _tapes(images: Tensor, read: Callable[[Tensor], Tape]) -> tuple[Tape, Tape | None, bool]:
+    """Recordings of two images and, of more, of three; whether no random number was drawn."""
     before = _random_states(images.device)
-    tape = read(images[:2])
-    found = {name: local_way(tape, target) for name, target in tape.layers.items()}
+    two = read(images[:2])
     steady = all(map(torch.equal, before, _random_states(images.device)))
-    if len(images) > 2 and any(local.plan is not None for local in found.values()):
-        other = read(images[:3])
-        for name, local in found.items():
-            three = local_way(other, other.layers[name])
-            if _settings(local) != _settings(three):
-                found[name] = local.without_plan("it depends on the number of images")
-    return found, steady
+    return two, read(images[:3]) if len(images) > 2 else None, steady
+
+
+def _agreed(two: Tape, three: Tape | None) -> dict[str, Local]:
+    """The ways as two images show them; a plan that three change is none."""
+    found = {name: local_way(two, target) for name, target in two.layers.items()}
+    if three is None:
+        return found
+    other = {name: local_way(three, target) for name, target in three.layers.items()}
+    return {
+        name: local
+        if _settings(local) == _settings(other[name])
+        else local.without_plan("it depends on the number of images")
+        for name, local in found.items()
+    }
 
 
 def _random_states(device: torch.device) -> list[Tensor]:

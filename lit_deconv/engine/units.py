@@ -64,7 +64,8 @@ def units_of_patches(
             return plan.cut(patches, chosen[:, 0], at)
         rows = patches.index_select(0, chosen[:, 0])
         if tuple(plan.size) == tuple(field.size) and not any(field.whole):
-            return rows
+            placed = Signal(rows, None, plan.extents[plan.image].window(at))
+            return placed.clipped(image[1:]).values
         start = field.boxes(chosen[:, 2:])[:, : len(field.size)]
         window = Window(start, (1,) * len(field.size), (0,) * len(field.size))
         pasted = Signal(rows, None, window).clipped(image[1:]).full(image[1:]).values

@@ -318,3 +318,18 @@ def test_chunks_are_bounded_by_the_forward_pass_where_it_was_small() -> None:
     assert recording.rows_per_chunk(megabyte // 2, cpu, forward=12 * megabyte) == 6
     assert recording.rows_per_chunk(megabyte // 2, cpu, forward=1) == 4
     assert recording.rows_per_chunk(100 * megabyte, cpu, forward=1) == 1
+
+
+def test_what_a_kept_patch_holds_outside_the_image_does_not_matter() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 5, padding=2), nn.ReLU()).double().eval()
+    image = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    corner = torch.tensor([[0, 1, 0, 0], [0, 2, 7, 7]])
+    around = F.pad(image, (2, 2, 2, 2), value=9.0)
+    patches = torch.cat([around[..., :5, :5], around[..., 7:, 7:]])
+    units = corner.clone()
+    units[:, 0] = torch.arange(2)
+    activations, found = Deconvnet(net, "1").reconstruct_patches(patches, units, image.shape[1:])
+    expected, _ = Deconvnet(net, "1").reconstruct(image, corner, crop=True, via="images")
+    assert_close(found, expected)
+    assert_close(activations, net(image)[corner.unbind(1)].detach())

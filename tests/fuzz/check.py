@@ -191,9 +191,10 @@ def _check_apart(outcome: Outcome, net: Deconvnet, images: Tensor, units: Tensor
     """Twice as many images, through the model all together and a few at a time."""
     many = torch.cat([images, images])
     try:
-        whole = net.attribute(many)
-    except Exception:
+        _evaluated(net.model, many)
+    except RuntimeError:
         return  # the network is made for its number of images
+    whole = net.attribute(many)
     by_unit = net.reconstruct(many, units, via="images")
     nothing = dict.fromkeys(local._TOGETHER_BYTES, 1)
     with (
