@@ -18,9 +18,12 @@ from lit_deconv.engine.tape import Op
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
-# Up to this many input channels a strided adjoint is cheaper as a stride-1 convolution to
-# stride^2 times as many channels, whose pixels are then put side by side.
+# Up to this many input channels an adjoint is cheaper to more channels: a strided one as a stride-1
+# convolution to stride^2 times as many, whose pixels are then put side by side, and on a CPU one of
+# stride 1 row by row of its filters.
 _FEW_CHANNELS = 4
+# Signals of fewer values are not worth the further calls of the latter.
+_ROWS_FROM = 1 << 16
 
 # On CUDA, measured on an H200 (docs/benchmarks.md): cuDNN's own adjoint beats the sub-pixel form for
 # kernels and windows larger than these; and between these extents the flipped filters beat it.
@@ -104,7 +107,9 @@ def transposed_convolution(
     if plain and _subpixels_pay(values, weight, stride):
         return _cut(_by_subpixels(values, weight, stride[0]), here)
     if plain and _flipped_pays(values, weight, stride):
-        return _by_flipped_filters(values, weight, here)
+        return _cut(_by_flipped_filters(values, weight), here)
+    if plain and _rows_pay(values, weight, stride):
+        return _by_rows(op, values, weight, here)
     transposed = _TRANSPOSED[weight.ndim - 2]
     if max(stride) > 1 and weight.shape[2:].numel() == 1:
         return _spread(transposed(values, weight, groups=op["groups"]), stride, here)
@@ -142,11 +147,38 @@ def _flipped_pays(values: Tensor, weight: Tensor, stride: Sequence[int]) -> bool
     )
 
 
-def _by_flipped_filters(values: Tensor, weight: Tensor, here: Sequence[tuple[int, int]]) -> Tensor:
+def _rows_pay(values: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
+    return (
+        values.device.type == "cpu"
+        and values.dtype in (torch.float32, torch.float64)
+        and list(stride) == [1, 1]
+        and weight.shape[1] <= _FEW_CHANNELS
+        and weight.shape[2] > 1
+        and values.numel() >= _ROWS_FROM
+    )
+
+
+def _by_flipped_filters(values: Tensor, weight: Tensor) -> Tensor:
     """At stride 1 a transposed convolution is a convolution with the filters turned round."""
     reach = [extent - 1 for extent in weight.shape[2:]]
-    flipped = weight.flip(-1, -2).transpose(0, 1)
-    return _cut(F.conv2d(values, flipped, padding=reach), here)
+    return F.conv2d(values, weight.flip(-1, -2).transpose(0, 1), padding=reach)
+
+
+def _by_rows(op: Op, values: Tensor, weight: Tensor, here: Sequence[tuple[int, int]]) -> Tensor:
+    """At stride 1 to few channels: each row of the filters by itself, as channels, then their sum.
+
+    A convolution to three channels leaves most of a CPU's vectors empty, one to three a row does not.
+    """
+    channels, (first, stop) = weight.shape[1], here[0]
+    rows = weight.transpose(1, 2).flatten(1, 2).unsqueeze(2)
+    extent = values.shape[2]
+    by_row = transposed_convolution(op, values, rows, [(0, extent), here[1]])
+    found = by_row.new_zeros(len(values), channels, stop - first, by_row.shape[3])
+    for row, part in enumerate(by_row.split(channels, dim=1)):
+        begin, end = max(0, first - row), min(extent, stop - row)
+        if begin < end:
+            found[:, :, begin + row - first : end + row - first] += part[:, :, begin:end]
+    return found
 
 
 def _spread(values: Tensor, stride: Sequence[int], here: Sequence[tuple[int, int]]) -> Tensor:
@@ -168,8 +200,8 @@ def _by_subpixels(values: Tensor, weight: Tensor, stride: int) -> Tensor:
     down, right = -(-height // stride), -(-width // stride)
     padded = F.pad(weight, (0, right * stride - width, 0, down * stride - height))
     phases = padded.view(out_channels, in_channels, down, stride, right, stride)
-    filters = phases.permute(1, 3, 5, 0, 2, 4).flatten(0, 2).flip(-1, -2)
-    dense = F.conv2d(values, filters, padding=(down - 1, right - 1))
+    filters = phases.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+    dense = (_by_flipped_filters if values.is_cuda else F.conv_transpose2d)(values, filters)
     size = [
         (extent - 1) * stride + k
         for extent, k in zip(values.shape[2:], (height, width), strict=True)
