@@ -69,6 +69,15 @@ class Switches:
             )
         ]
 
+    def past_padding(self, size: Sequence[int], map_size: Sequence[int]) -> bool:
+        """Whether a block of ``size`` pooled values reaches behind the map and its padding."""
+        return any(
+            extent > whole + 2 * padding
+            for extent, whole, padding in zip(
+                self.covered(size), map_size, self.padding, strict=True
+            )
+        )
+
 
 def switch_codes(
     indices: Tensor,
@@ -196,9 +205,8 @@ def max_pool(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
     switches: Switches = op.kept
     map_size = op["self"].map_size
     if signal.window is None:
-        canvas = unpool(signal.values, signal.of(switches.codes), switches)
-        # The canvas starts in the padding, and ends where the last window does.
-        yield op["self"], signal.anew(_cut(canvas, switches.padding, map_size))
+        codes = signal.of(switches.codes)
+        yield op["self"], signal.anew(unpool(signal.values, codes, switches, map_size))
         return
     if switches.window is None:
         codes = signal.of_window(switches.codes)
@@ -219,21 +227,27 @@ def _under(signal: Signal, codes: Tensor, window: Window) -> Tensor:
     return codes
 
 
-def unpool(values: Tensor, codes: Tensor, switches: Switches) -> Tensor:
+def unpool(
+    values: Tensor, codes: Tensor, switches: Switches, map_size: Sequence[int] | None = None
+) -> Tensor:
     """Max-unpooling to the places that the codes name.
 
     Args:
         values: [U, C, *map].
         codes: The switches of the same places.
         switches: The geometry of the pool.
+        map_size: Of the map that was pooled, where ``values`` are all that came of it.
 
     Returns:
-        [U, C, *canvas]: all pixels that the windows cover, from the first window's first pixel on.
+        [U, C, *map_size]; without it [U, C, *canvas], all pixels that the windows cover, from the first
+        window's first pixel on.
     """
     gathers = values.device.type in ("cpu", "cuda")  # PyTorch's kernel adds in a fixed order there
     if gathers and values.ndim == 4 and switches.overlap == "add":
-        return _unpool_by_index(values, codes, switches)
-    return _unpool_by_comparison(values, codes, switches)
+        return _unpool_by_index(values, codes, switches, map_size)
+    canvas = _unpool_by_comparison(values, codes, switches)
+    # The canvas starts in the padding, and ends where the last window does.
+    return canvas if map_size is None else _cut(canvas, switches.padding, map_size)
 
 
 def _unpool_by_comparison(values: Tensor, codes: Tensor, switches: Switches) -> Tensor:
@@ -259,23 +273,33 @@ def _unpool_by_comparison(values: Tensor, codes: Tensor, switches: Switches) -> 
     return canvas
 
 
-def _unpool_by_index(values: Tensor, codes: Tensor, switches: Switches) -> Tensor:
+def _unpool_by_index(
+    values: Tensor, codes: Tensor, switches: Switches, map_size: Sequence[int] | None
+) -> Tensor:
     """One pass by PyTorch's own kernel, which gathers: to the bit the same in every run."""
-    height, width = switches.covered(values.shape[2:])
-    along = partial(torch.arange, device=values.device)
-    rows = along(values.shape[2]) * switches.stride[0] * width
-    origin = (rows[:, None] + along(values.shape[3]) * switches.stride[1]).flatten()
-    down = along(switches.kernel[0]) * switches.dilation[0] * width
-    step = (down[:, None] + along(switches.kernel[1]) * switches.dilation[1]).flatten()
-    flat = codes.expand(values.shape).flatten(2)
-    index = step.index_select(0, flat.reshape(-1).to(torch.int32)).view(flat.shape).add_(origin)
-    frame = values.new_empty(1).expand(*values.shape[:2], height, width)
+    size, padding, ceil_mode = values.shape[2:], [0, 0], False
+    if map_size is None:
+        map_size = switches.covered(size)
+    else:
+        padding, ceil_mode = switches.padding, switches.past_padding(size, map_size)
+    frame = values.new_empty(1).expand(*values.shape[:2], *map_size)
     if values.numel() == 0:
         return values.new_zeros(frame.shape)
+    width = map_size[1]
+    along = partial(torch.arange, device=values.device)
+    rows, columns = (
+        along(extent) * stride - begin
+        for extent, stride, begin in zip(size, switches.stride, padding, strict=True)
+    )
+    origin = rows[:, None] * width + columns
+    down = along(switches.kernel[0]) * switches.dilation[0] * width
+    step = (down[:, None] + along(switches.kernel[1]) * switches.dilation[1]).flatten()
+    codes = codes.expand(values.shape)
+    index = step.index_select(0, codes.reshape(-1).to(torch.int32)).view(codes.shape).add_(origin)
     # Of contiguous values: on CUDA others are scattered, in any order.
     return torch.ops.aten.max_pool2d_with_indices_backward(
-        values.contiguous(), frame, switches.kernel, switches.stride, [0, 0], switches.dilation, False,
-        index.view(values.shape),
+        values.contiguous(), frame, switches.kernel, switches.stride, padding, switches.dilation,
+        ceil_mode, index,
     )  # fmt: skip
 
 
