@@ -34,7 +34,7 @@ class Net(nn.Module):
 def _few_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for two images of 6 x 14 x 15 numbers at a time."""
     monkeypatch.setattr(forward, "_SMALL", 0)
-    monkeypatch.setitem(local._TOGETHER_BYTES, "cpu", 2 * 6 * 14 * 15 * 8)
+    monkeypatch.setattr(local, "_TOGETHER_BYTES_ON_CPU", 2 * 6 * 14 * 15 * 8)
 
 
 @pytest.fixture
@@ -92,6 +92,18 @@ def test_the_same_as_together(
         strict=True,
     ):
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_no_run_takes_more_than_a_quarter_of_what_all_would(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_TOGETHER_BYTES_ON_CPU", 1 << 30)
+    net, many = Net().eval().double(), images.repeat(3, 1, 1, 1)
+    assert runs_of(net, lambda deconvnet: deconvnet.attribute(many)) == [
+        21
+    ]  # it is next to nothing
+    monkeypatch.setattr(local, "_TOGETHER_BYTES_AT_LEAST", 0)
+    assert runs_of(net, lambda deconvnet: deconvnet.attribute(many)) == [6, 5, 5, 5]
 
 
 def test_several_layers_and_units_of_few_images(images: Tensor) -> None:

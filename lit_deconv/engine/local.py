@@ -16,10 +16,13 @@ from lit_deconv.engine.tape import Op, Tape, Value, leaves
 from lit_deconv.engine.undisturbed import randomness_kept
 from lit_deconv.engine.walk import on_path
 
-# Bytes of the largest map of images that run together, where they may run apart: on a CPU so that
-# what is made on the way stays in its cache, elsewhere for memory's sake.
-_TOGETHER_BYTES = {"cpu": 20 << 20}
+# Bytes of the largest map of images that run together, where they may run apart: elsewhere than on a
+# CPU for memory's sake, there so that what is made on the way stays in its cache, too.
 _TOGETHER_BYTES_ELSEWHERE = 1 << 30
+_TOGETHER_BYTES_ON_CPU = 20 << 20
+# On a CPU no more than a share of what all of them would take, unless that is next to nothing.
+_SHARE_OF_ALL = 4
+_TOGETHER_BYTES_AT_LEAST = 6 << 20
 
 # Image sizes whose ways are kept, the newest.
 _MOST_SIZES = 8
@@ -190,10 +193,13 @@ class Ways:
         apart = bool(ways) and all(way.plan is not None for way in ways.values())
         if not apart or not self._kept:
             return 1
-        largest = max(way.largest for way in ways.values()) * images.element_size()
-        together = _TOGETHER_BYTES.get(images.device.type, _TOGETHER_BYTES_ELSEWHERE)
+        every = max(way.largest for way in ways.values()) * images.element_size() * len(images)
+        together = _TOGETHER_BYTES_ELSEWHERE
+        if images.device.type == "cpu":
+            share = max(-(-every // _SHARE_OF_ALL), _TOGETHER_BYTES_AT_LEAST)
+            together = min(share, _TOGETHER_BYTES_ON_CPU)
         # At least two images a run: a forward may do something else for a single one.
-        return max(1, min(len(images) // 2, -(-len(images) * largest // together)))
+        return max(1, min(len(images) // 2, -(-every // together)))
 
 
 def _tapes(images: Tensor, read: Callable[[Tensor], Tape]) -> tuple[Tape, Tape | None, bool]:

@@ -196,10 +196,9 @@ def _check_apart(outcome: Outcome, net: Deconvnet, images: Tensor, units: Tensor
         return  # the network is made for its number of images
     whole = net.attribute(many)
     by_unit = net.reconstruct(many, units, via="images")
-    nothing = dict.fromkeys(local._TOGETHER_BYTES, 1)
     with (
         mock.patch.object(forward, "_SMALL", 0),
-        mock.patch.object(local, "_TOGETHER_BYTES", nothing),
+        mock.patch.object(local, "_TOGETHER_BYTES_ON_CPU", 1),
         mock.patch.object(local, "_TOGETHER_BYTES_ELSEWHERE", 1),
     ):
         outcome.compare("whole/apart", net.attribute(many), whole)
