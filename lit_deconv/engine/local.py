@@ -20,7 +20,7 @@ from lit_deconv.engine.walk import on_path
 # CPU for memory's sake, there so that what is made on the way stays in its cache, too.
 _TOGETHER_BYTES_ELSEWHERE = 1 << 30
 _TOGETHER_BYTES_ON_CPU = 20 << 20
-# On a CPU no more than a share of what all of them would take, unless that is next to nothing.
+# On a CPU about a share of what all of them would take, unless that is next to nothing.
 _SHARE_OF_ALL = 4
 _TOGETHER_BYTES_AT_LEAST = 6 << 20
 

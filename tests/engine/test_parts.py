@@ -170,12 +170,12 @@ def test_a_part_of_a_transposed_convolution(
     """The same numbers as cutting it out of the whole, zeros behind it."""
     if not few_values:  # then filters go row by row, where the channels are few
         monkeypatch.setattr(convolution, "_ROWS_FROM", 0)
-    weight = torch.randn(5, channels, kernel, kernel, dtype=torch.float64)
-    layer = nn.Conv2d(channels, 5, kernel, stride, dilation=dilation).double().eval()
+    weight = torch.randn(9, channels, kernel, kernel, dtype=torch.float64)
+    layer = nn.Conv2d(channels, 9, kernel, stride, dilation=dilation).double().eval()
     image = torch.randn(1, channels, 30, 30, dtype=torch.float64)
     tape = record(layer, (image,), {"": layer}, model=layer)
     (op,) = (op for op in tape.ops if op.name == "convolution")
-    values = torch.randn(2, 5, 4, 3, dtype=torch.float64)
+    values = torch.randn(2, 9, 4, 3, dtype=torch.float64)
     whole = F.conv_transpose2d(values, weight, stride=stride, dilation=dilation)
     height, width = whole.shape[2:]
     for first, stop in itertools.product((0, 1, 3), (height - 2, height, height + 1)):
@@ -186,6 +186,12 @@ def test_a_part_of_a_transposed_convolution(
         padded = F.pad(whole, (0, right, 0, max(0, stop - height)))
         expected = padded[:, :, here[0][0] : here[0][1], here[1][0] : here[1][1]]
         assert_close(transposed_convolution(op, values, weight, here), expected)
+
+
+def test_a_convolution_that_sees_nothing_but_padding() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 2, stride=10, padding=4)).double().eval()
+    image = torch.randn(2, 1, 1, 1, dtype=torch.float64)
+    assert not Deconvnet(net, "0", path="rules").attribute(image).any()
 
 
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (3, 5)])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_deconv.engine.recorder import record
-from lit_deconv.engine.rules.pooling import pooled
+from lit_deconv.engine.rules.pooling import Switches, pooled, switch_codes, unpool
 
 _POOL = torch.ops.aten.max_pool2d_with_indices.default
 _GRIDS = {
@@ -77,3 +77,49 @@ def test_the_model_gets_what_it_asked_for_while_it_is_recorded() -> None:
     assert torch.equal(plain_at, recorded_at)
     assert recorded.is_contiguous()
     assert recorded_at.is_contiguous()
+
+
+GEOMETRIES = {
+    "plain": ((6, 7), 2, 2, 0, 1, False),
+    "overlapping, padded": ((7, 9), 3, 2, 1, 1, False),
+    "past the end": ((6, 8), 3, 2, 1, 1, True),
+    "past the end in one dimension": ((7, 8), 3, 2, 0, 1, True),
+    "dilated": ((9, 8), 3, 2, 1, 2, True),
+    "gaps between": ((9, 8), 2, 3, 1, 1, True),
+    "one row": ((1, 6), (1, 2), 2, (0, 1), 1, True),
+    "many places": ((30, 30), 17, 2, 8, 1, False),
+    # A window may have no place in the map: PyTorch's index then lies elsewhere.
+    "steps over the map": ((5, 2), (1, 2), 1, (0, 1), (1, 3), False),
+    "steps over it, past the end": ((3, 2), 2, (3, 2), 1, (2, 4), True),
+    "steps over it downwards": ((3, 40), (2, 1), 1, (1, 0), (4, 1), False),
+}
+
+
+def _pair(setting: Any) -> list[int]:
+    return [setting] * 2 if isinstance(setting, int) else list(setting)
+
+
+@pytest.mark.parametrize("case", GEOMETRIES)
+@pytest.mark.parametrize("rows_of_codes", [1, 3])
+def test_whole_maps_are_unpooled_to_the_switches(case: str, rows_of_codes: int) -> None:
+    """Against adding each value at PyTorch's own index, where the window has a place in the map."""
+    size, kernel, stride, padding, dilation, ceil_mode = GEOMETRIES[case]
+    grid = [_pair(setting) for setting in (kernel, stride, padding, dilation)]
+    maps = torch.randn(rows_of_codes, 4, *size, generator=torch.Generator().manual_seed(0)).double()
+    largest, indices = torch.ops.aten.max_pool2d_with_indices(maps, *grid, ceil_mode)
+    values = torch.rand(3, *largest.shape[1:], dtype=torch.float64) + 1
+    has_place = (largest > -torch.inf).expand(values.shape)
+    places = torch.where(has_place, indices.expand(values.shape), 0)
+    expected = values.new_zeros(3, 4, size[0] * size[1])
+    expected.scatter_add_(2, places.flatten(2), torch.where(has_place, values, 0).flatten(2))
+    switches = Switches(switch_codes(indices, size, *grid), *grid)
+    found = unpool(values, switches.codes, switches, torch.Size(size))
+    assert torch.allclose(found, expected.view(found.shape), rtol=1e-12, atol=0)
+
+
+def test_some_windows_have_no_place_in_the_map() -> None:
+    """So that the last cases above are what they say."""
+    for case, (size, kernel, stride, padding, dilation, ceil_mode) in GEOMETRIES.items():
+        grid = [_pair(setting) for setting in (kernel, stride, padding, dilation)]
+        largest = F.max_pool2d(torch.randn(1, 1, *size), *grid, ceil_mode=ceil_mode)
+        assert bool(largest.isinf().any()) == ("steps over" in case)

@@ -153,7 +153,7 @@ def _rows_pay(values: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
         and values.dtype in (torch.float32, torch.float64)
         and list(stride) == [1, 1]
         and weight.shape[1] <= _FEW_CHANNELS
-        and weight.shape[2] > 1
+        and 1 < weight.shape[2] <= weight.shape[0] // weight.shape[1]  # not larger than the signal
         and values.numel() >= _ROWS_FROM
     )
 
@@ -235,5 +235,6 @@ def _cut(values: Tensor, here: Sequence[tuple[int, int]]) -> Tensor:
     """A part of each map; zero where it reaches behind the map's end."""
     sides: list[int] = []
     for (first, stop), extent in zip(here, values.shape[2:], strict=True):
-        sides = [-first, stop - extent, *sides]
+        begin = min(first, extent)
+        sides = [-begin, stop - first - (extent - begin), *sides]
     return F.pad(values, sides) if any(sides) else values

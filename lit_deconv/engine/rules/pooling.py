@@ -129,6 +129,7 @@ def switch_codes(
         origin = torch.arange(indices.shape[2 + dim], device=indices.device) * stride[dim]
         origin = (origin - padding[dim]).view([-1 if d == dim else 1 for d in range(spatial)])
         step = (coordinate - origin).div_(dilation[dim], rounding_mode="floor")
+        step.clamp_(0, kernel[dim] - 1)  # where a window has no place in the map
         place.add_(step, alpha=per_step)
         per_step *= kernel[dim]
     return place.to(dtype)
@@ -243,11 +244,19 @@ def unpool(
         window's first pixel on.
     """
     gathers = values.device.type in ("cpu", "cuda")  # PyTorch's kernel adds in a fixed order there
-    if gathers and values.ndim == 4 and switches.overlap == "add":
+    if not gathers or values.ndim != 4 or switches.overlap != "add":
+        canvas = _unpool_by_comparison(values, codes, switches)
+    elif map_size is None or _steps_over(switches.dilation, map_size):
+        canvas = _unpool_by_index(values, codes, switches)
+    else:
         return _unpool_by_index(values, codes, switches, map_size)
-    canvas = _unpool_by_comparison(values, codes, switches)
     # The canvas starts in the padding, and ends where the last window does.
     return canvas if map_size is None else _cut(canvas, switches.padding, map_size)
+
+
+def _steps_over(dilation: Sequence[int], map_size: Sequence[int]) -> bool:
+    """Whether a window may have no place in the map at all: then its code names one in the padding."""
+    return any(step > extent for step, extent in zip(dilation, map_size, strict=True))
 
 
 def _unpool_by_comparison(values: Tensor, codes: Tensor, switches: Switches) -> Tensor:
@@ -274,7 +283,7 @@ def _unpool_by_comparison(values: Tensor, codes: Tensor, switches: Switches) -> 
 
 
 def _unpool_by_index(
-    values: Tensor, codes: Tensor, switches: Switches, map_size: Sequence[int] | None
+    values: Tensor, codes: Tensor, switches: Switches, map_size: Sequence[int] | None = None
 ) -> Tensor:
     """One pass by PyTorch's own kernel, which gathers: to the bit the same in every run."""
     size, padding, ceil_mode = values.shape[2:], [0, 0], False
