@@ -79,7 +79,7 @@ def test_the_model_gets_what_it_asked_for_while_it_is_recorded() -> None:
     assert recorded_at.is_contiguous()
 
 
-GEOMETRIES = {
+GEOMETRIES: dict[str, Any] = {
     "plain": ((6, 7), 2, 2, 0, 1, False),
     "overlapping, padded": ((7, 9), 3, 2, 1, 1, False),
     "past the end": ((6, 8), 3, 2, 1, 1, True),
@@ -95,31 +95,36 @@ GEOMETRIES = {
 }
 
 
-def _pair(setting: Any) -> list[int]:
-    return [setting] * 2 if isinstance(setting, int) else list(setting)
+def _pooled_maps(case: str, rows: int) -> tuple[Tensor, Tensor, Switches, tuple[int, int]]:
+    """What a pool returns for random maps, its switches, and the size of the maps."""
+    size, *settings, ceil_mode = GEOMETRIES[case]
+    kernel, stride, padding, dilation = (
+        [setting] * 2 if isinstance(setting, int) else list(setting) for setting in settings
+    )
+    maps = torch.randn(rows, 4, *size, generator=torch.Generator().manual_seed(0)).double()
+    largest, indices = torch.ops.aten.max_pool2d_with_indices(
+        maps, kernel, stride, padding, dilation, ceil_mode
+    )
+    codes = switch_codes(indices, size, kernel, stride, padding, dilation)
+    return largest, indices, Switches(codes, kernel, stride, padding, dilation), size
 
 
 @pytest.mark.parametrize("case", GEOMETRIES)
 @pytest.mark.parametrize("rows_of_codes", [1, 3])
 def test_whole_maps_are_unpooled_to_the_switches(case: str, rows_of_codes: int) -> None:
     """Against adding each value at PyTorch's own index, where the window has a place in the map."""
-    size, kernel, stride, padding, dilation, ceil_mode = GEOMETRIES[case]
-    grid = [_pair(setting) for setting in (kernel, stride, padding, dilation)]
-    maps = torch.randn(rows_of_codes, 4, *size, generator=torch.Generator().manual_seed(0)).double()
-    largest, indices = torch.ops.aten.max_pool2d_with_indices(maps, *grid, ceil_mode)
+    largest, indices, switches, size = _pooled_maps(case, rows_of_codes)
     values = torch.rand(3, *largest.shape[1:], dtype=torch.float64) + 1
     has_place = (largest > -torch.inf).expand(values.shape)
     places = torch.where(has_place, indices.expand(values.shape), 0)
     expected = values.new_zeros(3, 4, size[0] * size[1])
     expected.scatter_add_(2, places.flatten(2), torch.where(has_place, values, 0).flatten(2))
-    switches = Switches(switch_codes(indices, size, *grid), *grid)
-    found = unpool(values, switches.codes, switches, torch.Size(size))
+    found = unpool(values, switches.codes, switches, size)
     assert torch.allclose(found, expected.view(found.shape), rtol=1e-12, atol=0)
 
 
 def test_some_windows_have_no_place_in_the_map() -> None:
     """So that the last cases above are what they say."""
-    for case, (size, kernel, stride, padding, dilation, ceil_mode) in GEOMETRIES.items():
-        grid = [_pair(setting) for setting in (kernel, stride, padding, dilation)]
-        largest = F.max_pool2d(torch.randn(1, 1, *size), *grid, ceil_mode=ceil_mode)
+    for case in GEOMETRIES:
+        largest, *_ = _pooled_maps(case, 1)
         assert bool(largest.isinf().any()) == ("steps over" in case)

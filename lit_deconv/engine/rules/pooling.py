@@ -312,7 +312,7 @@ def _unpool_by_index(
     )  # fmt: skip
 
 
-def _cut(canvas: Tensor, start: list[int], size: torch.Size) -> Tensor:
+def _cut(canvas: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
     """A map out of a canvas that may reach past it, or end before it does."""
     for dim, (begin, length) in enumerate(zip(start, size, strict=True), start=2):
         missing = begin + length - canvas.shape[dim]
