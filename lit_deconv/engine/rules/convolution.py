@@ -25,8 +25,8 @@ _FEW_CHANNELS = 4
 # Signals of fewer values are not worth the further calls of the latter.
 _ROWS_FROM = 1 << 16
 
-# On CUDA, measured on an H200 (docs/benchmarks.md): cuDNN's own adjoint beats the sub-pixel form for
-# kernels and windows larger than these; and between these extents the flipped filters beat it.
+# On CUDA, measured on an H200 (docs/benchmarks-cuda.md): cuDNN's own adjoint beats the sub-pixel form
+# for kernels and windows larger than these; and between these extents the flipped filters beat it.
 _SUBPIXELS_UP_TO = 5, 11
 _FLIPPED_FROM, _FLIPPED_TO, _FLIPPED_CHANNELS = 5, 11, 48
 
