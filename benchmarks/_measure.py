@@ -47,19 +47,28 @@ class Times:
 
 # Seconds that the repetitions of one row may take; a row that takes longer is run fewer times.
 BUDGET = 8.0
-FEWER = f"fewer, at least one, where they would take over {BUDGET:.0f} s"
+
+
+def fewer(budget: float = BUDGET) -> str:
+    """What a table says of that."""
+    return f"fewer, at least one, where they would take over {budget:.0f} s"
 
 
 def interleaved(
-    sides: Mapping[str, Run], repetitions: int, device: str = "cpu", at_least: float = 0.1
+    sides: Mapping[str, Run],
+    repetitions: int,
+    device: str = "cpu",
+    at_least: float = 0.1,
+    budget: float = BUDGET,
 ) -> dict[str, Times]:
     """Times every side in turn, several times over, each once beforehand to warm up.
 
     Args:
         sides: What to run, by name.
-        repetitions: How often each, as far as ``BUDGET`` allows.
+        repetitions: How often each, as far as ``budget`` allows.
         device: Waited for before the clock is read.
         at_least: Seconds; what is faster runs several times in each repetition.
+        budget: Seconds that all repetitions may take.
     """
     numbers, round_seconds = {}, 0.0
     for name, run in sides.items():
@@ -68,7 +77,7 @@ def interleaved(
             seconds = _once(run, 1, device)[0]
         numbers[name] = max(1, math.ceil(at_least / seconds))
         round_seconds += seconds * numbers[name]
-    repetitions = max(1, min(repetitions, int(BUDGET / round_seconds)))
+    repetitions = max(1, min(repetitions, int(budget / round_seconds)))
     times = {name: Times() for name in sides}
     for repetition in range(repetitions):
         names = list(sides)

@@ -90,16 +90,6 @@ class Rival:
             seconds.append(took / len(many))
         return forms[seconds.index(min(seconds))]
 
-    def best_for_layer(self, images: Tensor, sizes: Sequence[int]) -> Form:
-        """The fastest number of images at a time."""
-        forms = [Form(str(n), partial(self.layer, images, n)) for n in sizes]
-        seconds = []
-        for size in sizes:
-            some = images[:size]
-            took = _seconds(partial(self.layer, some, len(some)))
-            seconds.append(took / len(some))
-        return forms[seconds.index(min(seconds))]
-
 
 # A run that takes longer than this many seconds is not warmed up: it would change little.
 _LONG = 2.0

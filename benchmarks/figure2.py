@@ -25,7 +25,7 @@ from benchmarks._errors import (
     in_the_image,
     relative_error,
 )
-from benchmarks._measure import FEWER, Table, geometric_mean, interleaved, number, parsed, parser
+from benchmarks._measure import Table, fewer, geometric_mean, interleaved, number, parsed, parser
 from benchmarks._rival import Rival
 from lit_deconv import Deconvnet
 
@@ -114,7 +114,7 @@ def measure(cases: Sequence[Case], repetitions: int, subset: int | None, device:
         f"({means['whole cpu']} by CPU time), {means['cut']} against Captum on the model cut off "
         f"behind the layer ({means['cut cpu']} by CPU time). Captum was timed on {usual} of the units "
         f'({longest} of vgg16) and scaled to all; "batch" is the number of units a call that '
-        f"was fastest. Up to {repetitions} interleaved repetitions ({FEWER}), medians; spread is slowest "
+        f"was fastest. Up to {repetitions} interleaved repetitions ({fewer()}), medians; spread is slowest "
         f"minus fastest over the median."
     )
 

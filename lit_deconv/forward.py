@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_deconv.engine.autograd import record_autograd
 from lit_deconv.engine.errors import ChannelsError, DeconvError, LayerError, UnsupportedOp
-from lit_deconv.engine.local import Local, Ways
+from lit_deconv.engine.local import Local, Manner, Ways
 from lit_deconv.engine.recorder import only_tensor, record
 from lit_deconv.engine.recording import ByAutograd, OnTape, Recording
 from lit_deconv.engine.tape import Options, Tape
@@ -20,6 +20,8 @@ Path = Literal["auto", "rules", "autograd"]
 
 # Bytes of images that are recorded together whatever the model makes of them.
 _SMALL = 1 << 20
+
+_NOTHING_KNOWN = Manner()
 
 
 class Forward:
@@ -52,24 +54,29 @@ class Forward:
         self._called_once = False
         self._ways = Ways(model)
 
-    def recorded(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> Recording:
+    def recorded(
+        self,
+        images: tuple[Tensor, ...],
+        extra: tuple[Any, ...],
+        manner: Manner = _NOTHING_KNOWN,
+    ) -> Recording:
         """Records all images in one run of the model.
 
         Args:
             images: The inputs, each [N, ...].
             extra: Further arguments of the model.
+            manner: What is known of how the model takes them; its ``runs`` are the caller's.
 
         Raises:
             UnsupportedOp: The path that was asked for cannot be had.
         """
         if self.path == "autograd":
             return self._by_autograd(images, extra)
-        tape = self.tape(images, extra)
+        tape = self.tape(images, extra, manner.channels_last_from)
         if self.path == "rules" and tape.faults:
             raise UnsupportedOp(f"{tape.faults[0]}; use path='autograd' or 'auto'")
-        if self.path == "rules" or not any(
-            refusals(tape, tape.layers[name]) for name in self.layers
-        ):
+        by_rules = self.path == "rules" or (manner.by_rules and not tape.faults)
+        if by_rules or not any(refusals(tape, tape.layers[name]) for name in self.layers):
             return OnTape(tape, images)
         return self._by_autograd(images, extra)
 
@@ -85,18 +92,18 @@ class Forward:
         Yields:
             Which images, these images, and their recording.
         """
+        manner = self._manner(images, extra)
         start = 0
-        for some in zip(
-            *(image.tensor_split(self._runs(images, extra)) for image in images), strict=True
-        ):
-            yield slice(start, start + len(some[0])), some, self.recorded(some, extra)
+        for some in zip(*(image.tensor_split(manner.runs) for image in images), strict=True):
+            recording = self.recorded(some, extra, manner)
+            yield slice(start, start + len(some[0])), some, recording
             start += len(some[0])
 
-    def _runs(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> int:
+    def _manner(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> Manner:
         few = len(images[0]) < 4 or images[0].nbytes < _SMALL
         if few or not self.few_may_show_all(images, extra):
-            return 1
-        return self._ways.runs(images[0], self._read)
+            return _NOTHING_KNOWN
+        return self._ways.manner(images[0], self._read)
 
     def few_may_show_all(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> bool:
         """Whether what ``ways`` reads off a few images can hold for all of them."""
@@ -113,7 +120,12 @@ class Forward:
     def _read(self, few: Tensor) -> Tape:
         return self.tape((few,), ())
 
-    def tape(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> Tape:
+    def tape(
+        self,
+        images: tuple[Tensor, ...],
+        extra: tuple[Any, ...],
+        channels_last_from: int | None = None,
+    ) -> Tape:
         """Records for the rules' walk, whatever the path."""
         tape = record(
             partial(self._run, extra),
@@ -124,6 +136,7 @@ class Forward:
             options=self.options,
             stop_early=self._stop_early,
             choose=self.feature_map,
+            channels_last_from=channels_last_from,
         )
         self._note_calls(tape.calls)
         return tape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from lit_deconv.engine.geometry import ReceptiveField, receptive_field
 from lit_deconv.engine.patches import NotLocal, PatchPlan, plan, whole_flops
 from lit_deconv.engine.tape import Op, Tape, Value, leaves
 from lit_deconv.engine.undisturbed import randomness_kept
-from lit_deconv.engine.walk import on_path
+from lit_deconv.engine.walk import on_path, refusals
 
 # Bytes of the largest map of images that run together, where they may run apart: elsewhere than on a
 # CPU for memory's sake, there so that what is made on the way stays in its cache, too.
@@ -23,6 +23,13 @@ _TOGETHER_BYTES_ON_CPU = 20 << 20
 # On a CPU about a share of what all of them would take, unless that is next to nothing.
 _SHARE_OF_ALL = 4
 _TOGETHER_BYTES_AT_LEAST = 6 << 20
+
+# Ops that neither decide by comparing values nor mind how these lie in memory, and whose rules do not.
+_ANY_LAYOUT = {
+    "convolution", "batch_norm", "native_batch_norm", "relu", "hardtanh", "add", "alias",
+}  # fmt: skip
+# So many convolutions pay for handing a map on in the other layout.
+_CONVOLUTIONS_AT_LEAST = 2
 
 # Image sizes whose ways are kept, the newest.
 _MOST_SIZES = 8
@@ -41,6 +48,7 @@ class Local:
         largest: Numbers in the largest value on the way, for one image.
         constants: Identities of the tensors that the plan uses.
         per_image: Those among them that could hold one row an image.
+        refused: Whether rules cannot reverse it.
     """
 
     plan: PatchPlan | None
@@ -51,6 +59,7 @@ class Local:
     largest: int
     constants: frozenset[int]
     per_image: frozenset[int]
+    refused: bool
 
     def without_plan(self, why: str) -> Local:
         """The same for a model of which a few images do not show all."""
@@ -97,10 +106,12 @@ def local_way(tape: Tape, target: Value) -> Local:
     shape, flops = target.shape[1:], whole_flops(tape, target)
     values = [target, *(value for _, value in on_path(tape, target))]
     largest = max(value.shape[1:].numel() for value in values)
+    refused = bool(refusals(tape, target))
     try:
         found = plan(tape, target)
     except NotLocal as verdict:
-        return Local(None, str(verdict), field, shape, flops, largest, frozenset(), frozenset())
+        none: frozenset[int] = frozenset()
+        return Local(None, str(verdict), field, shape, flops, largest, none, none, refused)
     constants = frozenset(
         id(argument)
         for op in found.ops
@@ -115,7 +126,24 @@ def local_way(tape: Tape, target: Value) -> Local:
         and name in ("self", "other")
         and argument.ndim == target_rank(op)
     )
-    return Local(found, "", field, shape, flops, largest, constants, per_image)
+    return Local(found, "", field, shape, flops, largest, constants, per_image, refused)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How images go through the model.
+
+    Attributes:
+        runs: In how many runs.
+        channels_last_from: Number of the recorded op that hands its result on in the memory format
+            channels_last, in which a CPU convolves faster; None where that is not worth it, or where
+            an op behind it decides by comparing values, which the format changes in the last bit.
+        by_rules: Whether it is known that rules can reverse them.
+    """
+
+    runs: int = 1
+    channels_last_from: int | None = None
+    by_rules: bool = False
 
 
 def target_rank(op: Op) -> int:
@@ -176,8 +204,8 @@ class Ways:
             for name, local in found.items()
         }
 
-    def runs(self, images: Tensor, read: Callable[[Tensor], Tape]) -> int:
-        """In how many runs of the model to take images: one, unless none matters to the others.
+    def manner(self, images: Tensor, read: Callable[[Tensor], Tape]) -> Manner:
+        """How to take images: as they are in one run, unless none matters to the others.
 
         A model that changes with each run, or whose weights do, takes them all at once, and so does
         one with hooks, which are its user's and may count on one run.
@@ -188,18 +216,36 @@ class Ways:
         """
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self._model.modules())
         if hooked or not self._kept:
-            return 1
+            return Manner()
         ways = self.of(images, read)
         apart = bool(ways) and all(way.plan is not None for way in ways.values())
         if not apart or not self._kept:
-            return 1
+            return Manner()
         every = max(way.largest for way in ways.values()) * images.element_size() * len(images)
         together = _TOGETHER_BYTES_ELSEWHERE
         if images.device.type == "cpu":
             share = max(-(-every // _SHARE_OF_ALL), _TOGETHER_BYTES_AT_LEAST)
             together = min(share, _TOGETHER_BYTES_ON_CPU)
         # At least two images a run: a forward may do something else for a single one.
-        return max(1, min(len(images) // 2, -(-every // together)))
+        runs = max(1, min(len(images) // 2, -(-every // together)))
+        on_cpu = images.device.type == "cpu" and images.dtype == torch.float32
+        plan = next(iter(ways.values())).plan
+        assert plan is not None
+        layout = _channels_last_from(plan.recorded) if on_cpu else None
+        return Manner(runs, layout, not any(way.refused for way in ways.values()))
+
+
+def _channels_last_from(ops: Sequence[Op]) -> int | None:
+    """The last max-pool, if no op behind it minds; see ``Manner``."""
+    convolutions = 0
+    for number in reversed(range(len(ops))):
+        op = ops[number]
+        if op.name == "max_pool2d_with_indices":
+            return number if convolutions >= _CONVOLUTIONS_AT_LEAST else None
+        if op.name not in _ANY_LAYOUT or op.arguments.get("groups", 1) != 1:
+            return None
+        convolutions += op.name == "convolution"
+    return None
 
 
 def _tapes(images: Tensor, read: Callable[[Tensor], Tape]) -> tuple[Tape, Tape | None, bool]:

@@ -155,7 +155,7 @@ def test_seeds_part_where_there_is_no_more_room() -> None:
     assert_close(torch.cat(found), whole.values)
 
 
-@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("kernel", [1, 3, 4])
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (3, 1), (1, 2), (2, 3)])
 @pytest.mark.parametrize("channels", [3, 6])
 @pytest.mark.parametrize("few_values", [True, False])

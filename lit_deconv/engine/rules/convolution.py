@@ -22,7 +22,9 @@ _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose
 # convolution to stride^2 times as many, whose pixels are then put side by side, and on a CPU one of
 # stride 1 row by row of its filters.
 _FEW_CHANNELS = 4
-# Signals of fewer values are not worth the further calls of the latter.
+# Up to this many, half of the rows by half of the rows; more fill a CPU's vectors by themselves.
+_FEW_FOR_VECTORS = 12
+# Signals of fewer values are not worth the further calls of both.
 _ROWS_FROM = 1 << 16
 
 # On CUDA, measured on an H200 (docs/benchmarks-cuda.md): cuDNN's own adjoint beats the sub-pixel form
@@ -47,7 +49,7 @@ def convolution(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
         signal = signal.dense(output(op).shape[1])
     padding = per_dim(op["padding"], weight.ndim - 2)  # one number for "valid"
     map_size = op["input"].map_size
-    covered = _covered(op, signal.values.shape[2:], weight)
+    covered = _covered(signal.values.shape[2:], weight, *_steps(op, weight))
     if signal.window is None:
         here = [(side, side + extent) for side, extent in zip(padding, map_size, strict=True)]
         window = None
@@ -64,9 +66,10 @@ def convolution(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
     yield op["input"], signal.clipped(map_size) if window else signal
 
 
-def _covered(op: Op, size: Sequence[int], weight: Tensor) -> list[int]:
+def _covered(
+    size: Sequence[int], weight: Tensor, stride: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
     """Extents of all pixels under a block of ``size`` values at a convolution's output."""
-    stride, dilation = _steps(op, weight)
     return [
         (extent - 1) * step + (kernel - 1) * reach + 1
         for extent, step, kernel, reach in zip(
@@ -108,20 +111,45 @@ def transposed_convolution(
         return _cut(_by_subpixels(values, weight, stride[0]), here)
     if plain and _flipped_pays(values, weight, stride):
         return _cut(_by_flipped_filters(values, weight), here)
-    if plain and _rows_pay(values, weight, stride):
-        return _by_rows(op, values, weight, here)
-    transposed = _TRANSPOSED[weight.ndim - 2]
+    if plain and stride == [1, 1]:
+        return _at_stride_one(values, weight, here)
     if max(stride) > 1 and weight.shape[2:].numel() == 1:
-        return _spread(transposed(values, weight, groups=op["groups"]), stride, here)
+        whole = [(0, extent) for extent in values.shape[2:]]
+        if plain:
+            return _spread(_at_stride_one(values, weight, whole), stride, here)
+        steps = [1] * len(stride)
+        return _spread(_dense(values, weight, whole, steps, steps, op["groups"]), stride, here)
+    return _dense(values, weight, here, stride, dilation, op["groups"])
+
+
+def _at_stride_one(values: Tensor, weight: Tensor, here: Sequence[tuple[int, int]]) -> Tensor:
+    """The same at stride 1 in two dimensions, neither dilated nor grouped."""
+    if values.device.type == "cpu" and weight.shape[2:].numel() == 1:
+        # Pixel by pixel it is a convolution, which is faster.
+        return _cut(F.conv2d(values, weight.transpose(0, 1)), here)
+    if _row_groups(values, weight) > 1:
+        return _by_rows(values, weight, here)
+    return _dense(values, weight, here, [1, 1], [1, 1], 1)
+
+
+def _dense(
+    values: Tensor,
+    weight: Tensor,
+    here: Sequence[tuple[int, int]],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """The same by PyTorch's own transposed convolution."""
     # What PyTorch cuts off both sides is not computed, and the rest is computed faster.
     padding, added = [], []
-    covered = _covered(op, values.shape[2:], weight)
+    covered = _covered(values.shape[2:], weight, stride, dilation)
     for (first, stop), extent, step, reach in zip(here, covered, stride, dilation, strict=True):
         more = first - (extent - stop)  # than what is cut off behind
         padding.append(first if 0 <= more < max(step, reach) else min(first, max(extent - stop, 0)))
         added.append(more if 0 <= more < max(step, reach) else 0)
-    found = transposed(
-        values, weight, stride=stride, padding=padding, output_padding=added, groups=op["groups"],
+    found = _TRANSPOSED[weight.ndim - 2](
+        values, weight, stride=stride, padding=padding, output_padding=added, groups=groups,
         dilation=dilation,
     )  # fmt: skip
     left = [(first - side, stop - side) for (first, stop), side in zip(here, padding, strict=True)]
@@ -147,15 +175,15 @@ def _flipped_pays(values: Tensor, weight: Tensor, stride: Sequence[int]) -> bool
     )
 
 
-def _rows_pay(values: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
-    return (
-        values.device.type == "cpu"
-        and values.dtype in (torch.float32, torch.float64)
-        and list(stride) == [1, 1]
-        and weight.shape[1] <= _FEW_CHANNELS
-        and 1 < weight.shape[2] <= weight.shape[0] // weight.shape[1]  # not larger than the signal
-        and values.numel() >= _ROWS_FROM
-    )
+def _row_groups(values: Tensor, weight: Tensor) -> int:
+    """In how many groups of rows to take the filters at stride 1; one leaves them as they are."""
+    channels, rows = weight.shape[1:3]
+    fast = values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
+    if not fast or values.numel() < _ROWS_FROM:
+        return 1
+    if channels <= _FEW_CHANNELS:
+        return rows if rows * channels <= weight.shape[0] else 1  # not larger than the signal
+    return 2 if channels <= _FEW_FOR_VECTORS and rows % 2 == 0 else 1
 
 
 def _by_flipped_filters(values: Tensor, weight: Tensor) -> Tensor:
@@ -164,20 +192,21 @@ def _by_flipped_filters(values: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(values, weight.flip(-1, -2).transpose(0, 1), padding=reach)
 
 
-def _by_rows(op: Op, values: Tensor, weight: Tensor, here: Sequence[tuple[int, int]]) -> Tensor:
-    """At stride 1 to few channels: each row of the filters by itself, as channels, then their sum.
+def _by_rows(values: Tensor, weight: Tensor, here: Sequence[tuple[int, int]]) -> Tensor:
+    """At stride 1 to few channels: some rows of the filters by themselves, as channels, then their sum.
 
     A convolution to three channels leaves most of a CPU's vectors empty, one to three a row does not.
     """
-    channels, (first, stop) = weight.shape[1], here[0]
-    rows = weight.transpose(1, 2).flatten(1, 2).unsqueeze(2)
-    extent = values.shape[2]
-    by_row = transposed_convolution(op, values, rows, [(0, extent), here[1]])
-    found = by_row.new_zeros(len(values), channels, stop - first, by_row.shape[3])
-    for row, part in enumerate(by_row.split(channels, dim=1)):
-        begin, end = max(0, first - row), min(extent, stop - row)
+    channels, groups = weight.shape[1], _row_groups(values, weight)
+    stacked = weight.unflatten(2, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    rows, (first, stop) = stacked.shape[2], here[0]
+    by_group = _at_stride_one(values, stacked, [(0, values.shape[2] + rows - 1), here[1]])
+    found = by_group.new_zeros(len(values), channels, stop - first, by_group.shape[3])
+    for group, part in enumerate(by_group.split(channels, dim=1)):
+        above = group * rows
+        begin, end = max(0, first - above), min(part.shape[2], stop - above)
         if begin < end:
-            found[:, :, begin + row - first : end + row - first] += part[:, :, begin:end]
+            found[:, :, begin + above - first : end + above - first] += part[:, :, begin:end]
     return found
 
 
@@ -201,7 +230,11 @@ def _by_subpixels(values: Tensor, weight: Tensor, stride: int) -> Tensor:
     padded = F.pad(weight, (0, right * stride - width, 0, down * stride - height))
     phases = padded.view(out_channels, in_channels, down, stride, right, stride)
     filters = phases.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
-    dense = (_by_flipped_filters if values.is_cuda else F.conv_transpose2d)(values, filters)
+    if values.is_cuda:
+        dense = _by_flipped_filters(values, filters)
+    else:
+        whole = _covered(values.shape[2:], filters, [1, 1], [1, 1])
+        dense = _at_stride_one(values, filters, [(0, extent) for extent in whole])
     size = [
         (extent - 1) * stride + k
         for extent, k in zip(values.shape[2:], (height, width), strict=True)
