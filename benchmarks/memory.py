@@ -2,20 +2,25 @@
 
     python -m benchmarks.memory [--quick] [--threads N] [--device cuda] [--only vgg16]
 
-Each number comes from a process of its own: the peak of its resident memory above what it held
-before the call, less what the call returns. Model, images and PyTorch's libraries are there before.
-On CUDA PyTorch counts what it allots, so there it is that peak, of a second call in one process.
+Each side has a process of its own: the peak of its resident memory above what it held before the
+call, less what the call returns. Model, images and PyTorch's libraries are there before. The first
+call's peak holds the code, too, that the library behind PyTorch's convolutions makes for each size it
+meets and keeps; a later call's, before which freed memory is handed back to the system, does not.
+On CUDA PyTorch counts what it allots, so there both are that peak.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
+import json
 import pathlib
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +34,14 @@ from lit_deconv import Deconvnet
 SIDES = ("forward", "ours", "Captum")
 
 
-def peak(case: Case, side: str, units: pathlib.Path, threads: int | None, device: str) -> int:
+class Peaks(NamedTuple):
+    """Bytes above the baseline, of the first call and of a later one."""
+
+    first: int
+    later: int
+
+
+def peaks(case: Case, side: str, units: pathlib.Path, threads: int | None, device: str) -> Peaks:
     """Bytes above the baseline, on a CPU measured in a fresh process."""
     if device != "cpu":
         return measured_here(case, side, torch.load(units), device)
@@ -37,11 +49,11 @@ def peak(case: Case, side: str, units: pathlib.Path, threads: int | None, device
     command += ["--only", str(case)] + (["--threads", str(threads)] if threads else [])
     root = pathlib.Path(__file__).parents[1]
     found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root)
-    return int(found.stdout.split()[-1])
+    return Peaks(*json.loads(found.stdout.splitlines()[-1]))
 
 
-def measured_here(case: Case, side: str, units: Tensor, device: str = "cpu") -> int:
-    """What ``peak`` returns, in this process."""
+def measured_here(case: Case, side: str, units: Tensor, device: str = "cpu") -> Peaks:
+    """What ``peaks`` returns, in this process."""
     model, images = build(case.model).to(device), images_of(case.size).to(device)
     net, rival = Deconvnet(model, case.layer), Rival(model, case.layer)
     run: Callable[[], Any] = {
@@ -51,12 +63,19 @@ def measured_here(case: Case, side: str, units: Tensor, device: str = "cpu") -> 
     }[side]
     if device == "cpu":
         _load_libraries()
+    return Peaks(_above(run, device), _above(run, device))
+
+
+def _above(run: Callable[[], Any], device: str) -> int:
+    """The peak of one call above what there was before, less what it returns."""
+    gc.collect()
+    if device == "cpu":
+        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = _status("VmRSS")
         result = run()
         above = _status("VmHWM") - before
     else:
-        run()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         result = run()
@@ -92,23 +111,30 @@ def table(cases: Sequence[Case], threads: int | None, device: str) -> str:
     """The table."""
     shown = Table(
         "model:", "layer:", "plain forward, MB", "ours, MB", "ours / forward",
-        "Captum, 32 units a call, MB", "Captum / forward",
+        "Captum, 32 units a call, MB", "Captum / forward", "later: forward", "ours",
+        "ours / forward", "Captum",
     )  # fmt: skip
-    ratios = []
+    ratios, later_ratios = [], []
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
             units = pathlib.Path(folder) / "units.pt"
             model, images = build(case.model).to(device), images_of(case.size).to(device)
             torch.save(strongest_units(model, case.layer, images), units)
             del model, images
-            forward, ours, captum = (peak(case, side, units, threads, device) for side in SIDES)
+            sides = [peaks(case, side, units, threads, device) for side in SIDES]
+        forward, ours, captum = (side.first for side in sides)
+        later = [side.later for side in sides]
         ratios.append(ours / forward)
+        later_ratios.append(later[1] / later[0])
         shown.row(
             case.model, case.layer, number(forward / 2**20), number(ours / 2**20),
             number(ours / forward), number(captum / 2**20), number(captum / forward),
+            number(later[0] / 2**20), number(later[1] / 2**20), number(later[1] / later[0]),
+            number(later[2] / 2**20),
         )  # fmt: skip
     return (
-        f"{shown}\n\nLargest {number(max(ratios))}, geometric mean {number(geometric_mean(ratios))}. "
+        f"{shown}\n\nLargest {number(max(ratios))}, geometric mean {number(geometric_mean(ratios))}; "
+        f"of a later call {number(max(later_ratios))} and {number(geometric_mean(later_ratios))}. "
         f"576 units over 32 images, `crop=True`; the returned tensors are left out on all sides."
     )
 
@@ -120,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parsed(described, arguments)
     cases = [case for case in CASES if asked.only in str(case)]
     if asked.child:
-        print(measured_here(cases[0], asked.child, torch.load(asked.units)))
+        print(json.dumps(measured_here(cases[0], asked.child, torch.load(asked.units))))
         return 0
     if asked.quick and not asked.only:
         cases = [case for case in cases if case.model in ("alexnet", "cifar")]
