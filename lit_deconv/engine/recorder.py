@@ -411,7 +411,7 @@ class Recorder(TorchDispatchMode):
                 key = StorageWeakRef(leaf.untyped_storage()).cdata
                 self.readers.setdefault(key, []).append(op)
         result = self._run_and_keep(op, func, args, kwargs, tensors)
-        if len(self.tape.ops) == self.channels_last_from:
+        if name == "max_pool2d_with_indices" and len(self.tape.ops) == self.channels_last_from:
             maps, *indices = result
             result = (maps.contiguous(memory_format=torch.channels_last), *indices)
         self.tape.ops.append(op)
