@@ -192,7 +192,7 @@ class Flat(nn.Module):
 
 
 # Layers behind a pool, and which convolutions, the first one included, are given channels_last maps.
-LAYOUTS: dict[str, tuple[nn.Module, list[bool]]] = {
+LAYOUTS: dict[str, tuple[nn.Sequential, list[bool]]] = {
     "convolutions": (behind(conv(), nn.ReLU(), conv()), [False, True, True]),
     "normalised in place": (
         behind(conv(), nn.BatchNorm2d(6), nn.ReLU(inplace=True), conv()), [False, True, True]
