@@ -21,8 +21,6 @@ Path = Literal["auto", "rules", "autograd"]
 # Bytes of images that are recorded together whatever the model makes of them.
 _SMALL = 1 << 20
 
-_NOTHING_KNOWN = Manner()
-
 
 class Forward:
     """What ``Deconvnet`` records. Eval mode and the like are the caller's.
@@ -58,27 +56,44 @@ class Forward:
         self,
         images: tuple[Tensor, ...],
         extra: tuple[Any, ...],
-        manner: Manner = _NOTHING_KNOWN,
+        manner: Manner | None = None,
     ) -> Recording:
         """Records all images in one run of the model.
 
         Args:
             images: The inputs, each [N, ...].
             extra: Further arguments of the model.
-            manner: What is known of how the model takes them; its ``runs`` are the caller's.
+            manner: How the model takes them, where that is known; its ``runs`` are the caller's.
 
         Raises:
             UnsupportedOp: The path that was asked for cannot be had.
         """
         if self.path == "autograd":
             return self._by_autograd(images, extra)
-        tape = self.tape(images, extra, manner.channels_last_from)
+        tape = self._known(images, extra, manner) if manner else None
+        if tape is not None:
+            return OnTape(tape, images)
+        tape = self.tape(images, extra)
         if self.path == "rules" and tape.faults:
             raise UnsupportedOp(f"{tape.faults[0]}; use path='autograd' or 'auto'")
-        by_rules = self.path == "rules" or (manner.by_rules and not tape.faults)
-        if by_rules or not any(refusals(tape, tape.layers[name]) for name in self.layers):
+        if self.path == "rules" or not any(
+            refusals(tape, tape.layers[name]) for name in self.layers
+        ):
             return OnTape(tape, images)
         return self._by_autograd(images, extra)
+
+    def _known(
+        self, images: tuple[Tensor, ...], extra: tuple[Any, ...], manner: Manner
+    ) -> Tape | None:
+        """The tape of a run in the known manner, None of one that was of another kind."""
+        try:
+            tape = self.tape(images, extra, manner.channels_last_from)
+        except Exception:
+            return (
+                None  # the model's own code minds how maps lie; what else is wrong comes up again
+            )
+        same = not tape.faults and [op.name for op in tape.ops] == manner.ops
+        return tape if same else None
 
     def recorded_apart(
         self, images: tuple[Tensor, ...], extra: tuple[Any, ...]
@@ -94,15 +109,16 @@ class Forward:
         """
         manner = self._manner(images, extra)
         start = 0
-        for some in zip(*(image.tensor_split(manner.runs) for image in images), strict=True):
+        runs = manner.runs if manner else 1
+        for some in zip(*(image.tensor_split(runs) for image in images), strict=True):
             recording = self.recorded(some, extra, manner)
             yield slice(start, start + len(some[0])), some, recording
             start += len(some[0])
 
-    def _manner(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> Manner:
+    def _manner(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> Manner | None:
         few = len(images[0]) < 4 or images[0].nbytes < _SMALL
         if few or not self.few_may_show_all(images, extra):
-            return _NOTHING_KNOWN
+            return None
         return self._ways.manner(images[0], self._read)
 
     def few_may_show_all(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> bool:

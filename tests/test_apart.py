@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from lit_deconv import Deconvnet, forward
 from lit_deconv.engine import local
@@ -184,11 +185,29 @@ def conv(groups: int = 1) -> nn.Conv2d:
     return nn.Conv2d(6, 6, 3, padding=1, groups=groups)
 
 
-class Flat(nn.Module):
-    """Minds how its input lies in memory."""
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.view(len(x), -1).view(x.shape)
+        return self.conv(x) + x
+
+
+class Aside(nn.Module):
+    """Computes something besides, off the way."""
+
+    def __init__(self, something: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.something = something
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.something(x)
+        return x
+
+
+def expect(holds: bool) -> None:
+    assert holds
 
 
 # Layers behind a pool, and which convolutions, the first one included, are given channels_last maps.
@@ -202,7 +221,22 @@ LAYOUTS: dict[str, tuple[nn.Sequential, list[bool]]] = {
     ),
     "a pool at the end": (behind(conv(), conv(), nn.MaxPool2d(2)), [False, False, False]),
     "one convolution": (behind(conv()), [False, False]),
-    "a view": (behind(conv(), Flat(), conv()), [False, False, False]),
+    "residual": (behind(conv(), Residual(), nn.ReLU()), [False, True, True]),
+    "a view": (
+        behind(conv(), Aside(lambda x: x.view(len(x), -1)), conv()), [False, False, False]
+    ),
+    "minds its layout": (
+        # Tried channels_last, up to where it fails, then as it is.
+        behind(conv(), Aside(lambda x: expect(x.is_contiguous())), conv()),
+        [False, True, False, False, False],
+    ),
+    "a pool of one map": (
+        nn.Sequential(Aside(lambda x: nn.functional.max_pool2d(x[:, 0], 2)), *behind(conv(), conv())),
+        [False, True, True],
+    ),
+    "a pool aside": (
+        behind(conv(), Aside(lambda x: nn.functional.max_pool2d(x, 2)), conv(), conv()), [False] * 4
+    ),
     "groups": (behind(conv(), conv(groups=3)), [False, False, False]),
     "no pool": (nn.Sequential(nn.Conv2d(3, 6, 3), conv(), conv()).eval(), [False, False, False]),
 }  # fmt: skip
@@ -220,6 +254,43 @@ def test_channels_last_behind_the_last_pool(
     assert found.is_contiguous()
     monkeypatch.setattr(forward, "_SMALL", 1 << 30)
     assert torch.allclose(found, Deconvnet(net, layer).attribute(some), rtol=1e-5, atol=1e-6)
+
+
+def test_a_layers_own_output_lies_as_it_is_given(images: Tensor) -> None:
+    net = behind(conv(), conv())
+    deconvnet = Deconvnet(net, "3")
+    for _, some, recording in deconvnet._forward.recorded_apart((images.float(),), ()):
+        activation = recording.activations["3"]
+        assert activation.is_contiguous()
+        assert_close(activation, net(*some))
+
+
+class Chunked(Net):
+    """Takes many images by chunks, which two or three do not show."""
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        x = self.pool(self.relu(self.norm(self.conv1(x))))
+        if len(x) > 4:
+            return self.conv3(torch.cat([self.conv2(chunk) for chunk in x.split(4)]))
+        return self.conv3(self.conv2(x))
+
+
+def test_many_images_of_another_kind_go_by_autograd(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_TOGETHER_BYTES_ON_CPU", 1 << 30)
+    net = Chunked().eval().double()
+    expected = Deconvnet(net, "conv3", path="autograd").attribute(images)
+    assert torch.allclose(Deconvnet(net, "conv3").attribute(images), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("what", ["layer", "units", "patches"])
+def test_what_rules_refuse_goes_by_autograd(what: str, images: Tensor) -> None:
+    net = Net(lambda x: torch.div(x, 2, rounding_mode="floor")).eval().double()
+    found, expected = (
+        CALLS[what](Deconvnet(net, "conv3", path=path), images) for path in ("auto", "autograd")
+    )
+    assert_close(found, expected)
 
 
 def test_only_float32_goes_channels_last(images: Tensor) -> None:

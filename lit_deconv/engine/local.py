@@ -24,7 +24,8 @@ _TOGETHER_BYTES_ON_CPU = 20 << 20
 _SHARE_OF_ALL = 4
 _TOGETHER_BYTES_AT_LEAST = 6 << 20
 
-# Ops that neither decide by comparing values nor mind how these lie in memory, and whose rules do not.
+# Ops that neither mind how values lie in memory nor decide by comparing them, as far as rules look at
+# that: a hardtanh bounded below by anything but 0 has no plan.
 _ANY_LAYOUT = {
     "convolution", "batch_norm", "native_batch_norm", "relu", "hardtanh", "add", "alias",
 }  # fmt: skip
@@ -48,7 +49,6 @@ class Local:
         largest: Numbers in the largest value on the way, for one image.
         constants: Identities of the tensors that the plan uses.
         per_image: Those among them that could hold one row an image.
-        refused: Whether rules cannot reverse it.
     """
 
     plan: PatchPlan | None
@@ -59,7 +59,6 @@ class Local:
     largest: int
     constants: frozenset[int]
     per_image: frozenset[int]
-    refused: bool
 
     def without_plan(self, why: str) -> Local:
         """The same for a model of which a few images do not show all."""
@@ -106,12 +105,13 @@ def local_way(tape: Tape, target: Value) -> Local:
     shape, flops = target.shape[1:], whole_flops(tape, target)
     values = [target, *(value for _, value in on_path(tape, target))]
     largest = max(value.shape[1:].numel() for value in values)
-    refused = bool(refusals(tape, target))
     try:
+        for op, why in refusals(tape, target):
+            raise NotLocal(f"{op.where} {why}")
         found = plan(tape, target)
     except NotLocal as verdict:
         none: frozenset[int] = frozenset()
-        return Local(None, str(verdict), field, shape, flops, largest, none, none, refused)
+        return Local(None, str(verdict), field, shape, flops, largest, none, none)
     constants = frozenset(
         id(argument)
         for op in found.ops
@@ -126,24 +126,25 @@ def local_way(tape: Tape, target: Value) -> Local:
         and name in ("self", "other")
         and argument.ndim == target_rank(op)
     )
-    return Local(found, "", field, shape, flops, largest, constants, per_image, refused)
+    return Local(found, "", field, shape, flops, largest, constants, per_image)
 
 
 @dataclass(frozen=True)
 class Manner:
-    """How images go through the model.
+    """How a model takes images of which a few have shown all.
 
     Attributes:
-        runs: In how many runs.
-        channels_last_from: Number of the recorded op that hands its result on in the memory format
+        ops: Names of the ops that it records, all of which rules can reverse; a run with others is of
+            another kind.
+        runs: In how many runs the images go.
+        channels_last_from: Number of the op that hands its result on in the memory format
             channels_last, in which a CPU convolves faster; None where that is not worth it, or where
             an op behind it decides by comparing values, which the format changes in the last bit.
-        by_rules: Whether it is known that rules can reverse them.
     """
 
-    runs: int = 1
-    channels_last_from: int | None = None
-    by_rules: bool = False
+    ops: Sequence[str]
+    runs: int
+    channels_last_from: int | None
 
 
 def target_rank(op: Op) -> int:
@@ -204,11 +205,11 @@ class Ways:
             for name, local in found.items()
         }
 
-    def manner(self, images: Tensor, read: Callable[[Tensor], Tape]) -> Manner:
-        """How to take images: as they are in one run, unless none matters to the others.
+    def manner(self, images: Tensor, read: Callable[[Tensor], Tape]) -> Manner | None:
+        """How the model takes images, if none of them matters to the others.
 
-        A model that changes with each run, or whose weights do, takes them all at once, and so does
-        one with hooks, which are its user's and may count on one run.
+        None for a model that changes with each run, or whose weights do, and for one with hooks, which
+        are its user's and may count on one run.
 
         Args:
             images: [N, C, *map].
@@ -216,31 +217,33 @@ class Ways:
         """
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self._model.modules())
         if hooked or not self._kept:
-            return Manner()
+            return None
         ways = self.of(images, read)
-        apart = bool(ways) and all(way.plan is not None for way in ways.values())
-        if not apart or not self._kept:
-            return Manner()
+        plans = [way.plan for way in ways.values() if way.plan is not None]
+        if not plans or len(plans) < len(ways) or not self._kept:
+            return None
+        on_cpu = images.device.type == "cpu"
         every = max(way.largest for way in ways.values()) * images.element_size() * len(images)
         together = _TOGETHER_BYTES_ELSEWHERE
-        if images.device.type == "cpu":
+        if on_cpu:
             share = max(-(-every // _SHARE_OF_ALL), _TOGETHER_BYTES_AT_LEAST)
             together = min(share, _TOGETHER_BYTES_ON_CPU)
         # At least two images a run: a forward may do something else for a single one.
         runs = max(1, min(len(images) // 2, -(-every // together)))
-        on_cpu = images.device.type == "cpu" and images.dtype == torch.float32
-        plan = next(iter(ways.values())).plan
-        assert plan is not None
-        layout = _channels_last_from(plan.recorded) if on_cpu else None
-        return Manner(runs, layout, not any(way.refused for way in ways.values()))
+        layout = on_cpu and images.dtype == torch.float32
+        return Manner(
+            [op.name for op in plans[0].recorded],
+            runs,
+            _channels_last_from(plans) if layout else None,
+        )
 
 
-def _channels_last_from(ops: Sequence[Op]) -> int | None:
-    """The last max-pool, if no op behind it minds; see ``Manner``."""
+def _channels_last_from(plans: Sequence[PatchPlan]) -> int | None:
+    """The last max-pool on the layers' ways, if no op behind it minds; see ``Manner``."""
+    on_the_way = {id(op) for plan in plans for op in plan.ops}
     convolutions = 0
-    for number in reversed(range(len(ops))):
-        op = ops[number]
-        if op.name == "max_pool2d_with_indices":
+    for number, op in reversed(list(enumerate(plans[0].recorded))):
+        if op.name == "max_pool2d_with_indices" and id(op) in on_the_way:
             return number if convolutions >= _CONVOLUTIONS_AT_LEAST else None
         if op.name not in _ANY_LAYOUT or op.arguments.get("groups", 1) != 1:
             return None

@@ -9,7 +9,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -255,8 +256,8 @@ class Recorder(TorchDispatchMode):
             if value is not None and not value.constant:
                 self.tape.layers[name] = value
                 self.paused = True
-                own = self.channels_last_from is None
-                layout = torch.preserve_format if own else torch.contiguous_format
+                changed = self.channels_last_from is not None
+                layout = torch.contiguous_format if changed else torch.preserve_format
                 self.tape.activations[name] = tensor.clone(memory_format=layout)
                 self.paused = False
         if self.done:
@@ -343,7 +344,7 @@ class Recorder(TorchDispatchMode):
         if not isinstance(func, torch._ops.OpOverload):
             return func(*args, **kwargs)
         if func._schema.is_mutable:
-            self._save_state(func._schema, args, kwargs)
+            self._save_state(func, args, kwargs)
         if self.paused:
             return func(*args, **kwargs)
         tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -368,9 +369,9 @@ class Recorder(TorchDispatchMode):
             )
         return self._recorded(func, name, rule, args, kwargs)
 
-    def _save_state(self, schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _save_state(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Copies a parameter or buffer that the forward is about to write, to be put back at the end."""
-        for tensor in _written(schema, _bound(schema, args, kwargs)):
+        for tensor in _written(func, _bound(func, args, kwargs)):
             self._keep_for_readers(tensor)
             owner = self.state.pop(StorageWeakRef(tensor.untyped_storage()).cdata, None)
             if owner is not None:
@@ -401,8 +402,7 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         if name in _SHAPE_ONLY:
             return func(*args, **kwargs)
-        schema = func._schema
-        tensors = _bound(schema, args, kwargs)
+        tensors = _bound(func, args, kwargs)
         op = Op(name, rule=rule, func=_out_of_place(func), **self.place())
 
         op.arguments = with_leaves(self._as_argument, tensors)
@@ -415,7 +415,7 @@ class Recorder(TorchDispatchMode):
             maps, *indices = result
             result = (maps.contiguous(memory_format=torch.channels_last), *indices)
         self.tape.ops.append(op)
-        self._track_result(result, op, _written(schema, tensors))
+        self._track_result(result, op, _written(func, tensors))
         return result
 
     def _as_argument(self, leaf: Any) -> Any:
@@ -484,13 +484,34 @@ def _decomposed(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     return func.decompose(*args, **kwargs)
 
 
-def _written(schema: Any, bound: Mapping[str, Any]) -> list[Tensor]:
+class _Signature(NamedTuple):
+    """What an overload's schema says, which takes long to read.
+
+    Attributes:
+        defaults: By argument name, in order.
+        written: Names of the arguments that a call writes into.
+    """
+
+    defaults: dict[str, Any]
+    written: tuple[str, ...]
+
+
+@cache
+def _signature(func: torch._ops.OpOverload) -> _Signature:
+    arguments = func._schema.arguments
+    return _Signature(
+        {argument.name: argument.default_value for argument in arguments},
+        tuple(
+            argument.name
+            for argument in arguments
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ),
+    )
+
+
+def _written(func: torch._ops.OpOverload, bound: Mapping[str, Any]) -> list[Tensor]:
     """The tensors that a call writes into."""
-    arguments = [
-        bound[argument.name]
-        for argument in schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
+    arguments = [bound[name] for name in _signature(func).written]
     return [leaf for leaf in leaves(arguments) if isinstance(leaf, Tensor)]
 
 
@@ -507,14 +528,9 @@ def _out_of_place(func: Any) -> Callable[..., Any] | None:
     return found if same else None
 
 
-def _bound(schema: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _bound(
+    func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
     """An aten call's arguments by name, with the schema's defaults."""
-    bound: dict[str, Any] = {}
-    for index, argument in enumerate(schema.arguments):
-        if index < len(args):
-            bound[argument.name] = args[index]
-        elif argument.name in kwargs:
-            bound[argument.name] = kwargs[argument.name]
-        else:
-            bound[argument.name] = argument.default_value
-    return bound
+    defaults = _signature(func).defaults
+    return {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}

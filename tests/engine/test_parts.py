@@ -188,6 +188,15 @@ def test_a_part_of_a_transposed_convolution(
         assert_close(transposed_convolution(op, values, weight, here), expected)
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("stride", [1, 3])
+def test_filters_of_one_pixel(groups: int, stride: int) -> None:
+    net = nn.Sequential(nn.Conv2d(6, 9, 1, stride, groups=groups)).double().eval()
+    image = torch.randn(2, 6, 8, 7, dtype=torch.float64)
+    found = Deconvnet(net, "0", path="rules").attribute(image)
+    assert_close(found, Deconvnet(net, "0", path="autograd").attribute(image))
+
+
 def test_a_convolution_that_sees_nothing_but_padding() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 2, stride=10, padding=4)).double().eval()
     image = torch.randn(2, 1, 1, 1, dtype=torch.float64)

@@ -24,7 +24,7 @@ _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose
 _FEW_CHANNELS = 4
 # Up to this many, half of the rows by half of the rows; more fill a CPU's vectors by themselves.
 _FEW_FOR_VECTORS = 12
-# Signals of fewer values are not worth the further calls of both.
+# Signals of fewer values are not worth the further calls of either.
 _ROWS_FROM = 1 << 16
 
 # On CUDA, measured on an H200 (docs/benchmarks-cuda.md): cuDNN's own adjoint beats the sub-pixel form
@@ -195,7 +195,9 @@ def _by_flipped_filters(values: Tensor, weight: Tensor) -> Tensor:
 def _by_rows(values: Tensor, weight: Tensor, here: Sequence[tuple[int, int]]) -> Tensor:
     """At stride 1 to few channels: some rows of the filters by themselves, as channels, then their sum.
 
-    A convolution to three channels leaves most of a CPU's vectors empty, one to three a row does not.
+    A convolution to three channels leaves most of a CPU's vectors empty, one to three a row does not;
+    one to twelve leaves a quarter empty, one to twice twelve does not. To five or six channels what
+    was halved is halved again.
     """
     channels, groups = weight.shape[1], _row_groups(values, weight)
     stacked = weight.unflatten(2, (groups, -1)).transpose(1, 2).flatten(1, 2)
