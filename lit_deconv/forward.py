@@ -89,9 +89,8 @@ class Forward:
         try:
             tape = self.tape(images, extra, manner.channels_last_from)
         except Exception:
-            return (
-                None  # the model's own code minds how maps lie; what else is wrong comes up again
-            )
+            # The model's own code minds how maps lie; what else is wrong comes up again.
+            return None
         same = not tape.faults and [op.name for op in tape.ops] == manner.ops
         return tape if same else None
 
