@@ -5,9 +5,8 @@
 B: 64 feature maps, each over 8 images; ours is one call of ``maps``, whose forward all of them
 share, Captum's a call a map, timed on a few of the maps. C: the whole layer, 32 images, one call of
 ``attribute``. The rival is Captum's NeuronDeconvolution with the callable whose gradient is the
-activation itself, half the sum of squares; in C with the number of images a call that is fastest in
-its median.
-ReLUs run out of place on both sides, or the callable would read what the next ReLU left of a layer.
+activation itself, half the sum of squares; in C with the number of images a call whose median is the
+fastest. ReLUs run out of place on both sides, or the callable would read what the next ReLU left of a layer.
 Errors are taken against a Captum to whom contrast normalisation passes the signal on, as it does in
 the paper and here.
 """

@@ -70,10 +70,10 @@ class Forward:
         """
         if self.path == "autograd":
             return self._by_autograd(images, extra)
-        tape = self._known(images, extra, manner) if manner else None
-        if tape is not None:
-            return OnTape(tape, images)
         tape = self.tape(images, extra)
+        known = manner is not None and [op.name for op in tape.ops] == manner.ops
+        if known and not tape.faults:
+            return OnTape(tape, images)
         if self.path == "rules" and tape.faults:
             raise UnsupportedOp(f"{tape.faults[0]}; use path='autograd' or 'auto'")
         if self.path == "rules" or not any(
@@ -81,18 +81,6 @@ class Forward:
         ):
             return OnTape(tape, images)
         return self._by_autograd(images, extra)
-
-    def _known(
-        self, images: tuple[Tensor, ...], extra: tuple[Any, ...], manner: Manner
-    ) -> Tape | None:
-        """The tape of a run in the known manner, None of one that was of another kind."""
-        try:
-            tape = self.tape(images, extra, manner.channels_last_from)
-        except Exception:
-            # The model's own code minds how maps lie; what else is wrong comes up again.
-            return None
-        same = not tape.faults and [op.name for op in tape.ops] == manner.ops
-        return tape if same else None
 
     def recorded_apart(
         self, images: tuple[Tensor, ...], extra: tuple[Any, ...]
@@ -135,12 +123,7 @@ class Forward:
     def _read(self, few: Tensor) -> Tape:
         return self.tape((few,), ())
 
-    def tape(
-        self,
-        images: tuple[Tensor, ...],
-        extra: tuple[Any, ...],
-        channels_last_from: int | None = None,
-    ) -> Tape:
+    def tape(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> Tape:
         """Records for the rules' walk, whatever the path."""
         tape = record(
             partial(self._run, extra),
@@ -151,7 +134,6 @@ class Forward:
             options=self.options,
             stop_early=self._stop_early,
             choose=self.feature_map,
-            channels_last_from=channels_last_from,
         )
         self._note_calls(tape.calls)
         return tape

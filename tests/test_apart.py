@@ -159,112 +159,6 @@ def test_what_stays_together(why: str, images: Tensor) -> None:
     assert sum(given) - 7 * given.count(7) <= 2
 
 
-def layouts_of(net: nn.Module, layer: str, images: Tensor) -> list[bool]:
-    """Whether each convolution is given channels_last maps, once the model is known."""
-    given: list[bool] = []
-
-    def note(module: nn.Module, inputs: Any) -> None:
-        if isinstance(module, nn.Conv2d):
-            given.append(not inputs[0].is_contiguous())
-
-    deconvnet = Deconvnet(net, layer)
-    deconvnet.attribute(images)
-    handle = nn.modules.module.register_module_forward_pre_hook(note)
-    deconvnet.attribute(images)
-    handle.remove()
-    return given
-
-
-def behind(*layers: nn.Module) -> nn.Sequential:
-    """A convolution and a pool with layers behind them."""
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.MaxPool2d(2), *layers).eval()
-
-
-def conv(groups: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(6, 6, 3, padding=1, groups=groups)
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = conv()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x) + x
-
-
-class Aside(nn.Module):
-    """Computes something besides, off the way."""
-
-    def __init__(self, something: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.something = something
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.something(x)
-        return x
-
-
-def expect(holds: bool) -> None:
-    assert holds
-
-
-# Layers behind a pool, and which convolutions, the first one included, are given channels_last maps.
-LAYOUTS: dict[str, tuple[nn.Sequential, list[bool]]] = {
-    "convolutions": (behind(conv(), nn.ReLU(), conv()), [False, True, True]),
-    "normalised in place": (
-        behind(conv(), nn.BatchNorm2d(6), nn.ReLU(inplace=True), conv()), [False, True, True]
-    ),
-    "two pools": (
-        behind(conv(), nn.MaxPool2d(2), conv(), nn.ReLU6(), conv()), [False, False, True, True]
-    ),
-    "a pool at the end": (behind(conv(), conv(), nn.MaxPool2d(2)), [False, False, False]),
-    "one convolution": (behind(conv()), [False, False]),
-    "residual": (behind(conv(), Residual(), nn.ReLU()), [False, True, True]),
-    "a view": (
-        behind(conv(), Aside(lambda x: x.view(len(x), -1)), conv()), [False, False, False]
-    ),
-    "minds its layout": (
-        # Tried channels_last, up to where it fails, then as it is.
-        behind(conv(), Aside(lambda x: expect(x.is_contiguous())), conv()),
-        [False, True, False, False, False],
-    ),
-    "a pool of one map": (
-        nn.Sequential(Aside(lambda x: nn.functional.max_pool2d(x[:, 0], 2)), *behind(conv(), conv())),
-        [False, True, True],
-    ),
-    "a pool aside": (
-        behind(conv(), Aside(lambda x: nn.functional.max_pool2d(x, 2)), conv(), conv()), [False] * 4
-    ),
-    "groups": (behind(conv(), conv(groups=3)), [False, False, False]),
-    "no pool": (nn.Sequential(nn.Conv2d(3, 6, 3), conv(), conv()).eval(), [False, False, False]),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", LAYOUTS)
-def test_channels_last_behind_the_last_pool(
-    what: str, images: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local, "_TOGETHER_BYTES_ON_CPU", 1 << 30)
-    net, expected = LAYOUTS[what]
-    layer, some = str(len(net) - 1), images.float()
-    assert layouts_of(net, layer, some) == expected
-    found = Deconvnet(net, layer).attribute(some)
-    assert found.is_contiguous()
-    monkeypatch.setattr(forward, "_SMALL", 1 << 30)
-    assert torch.allclose(found, Deconvnet(net, layer).attribute(some), rtol=1e-5, atol=1e-6)
-
-
-def test_a_layers_own_output_lies_as_it_is_given(images: Tensor) -> None:
-    net = behind(conv(), conv())
-    deconvnet = Deconvnet(net, "3")
-    for _, some, recording in deconvnet._forward.recorded_apart((images.float(),), ()):
-        activation = recording.activations["3"]
-        assert activation.is_contiguous()
-        assert_close(activation, net(*some))
-
-
 class Chunked(Net):
     """Takes many images by chunks, which two or three do not show."""
 
@@ -291,11 +185,6 @@ def test_what_rules_refuse_goes_by_autograd(what: str, images: Tensor) -> None:
         CALLS[what](Deconvnet(net, "conv3", path=path), images) for path in ("auto", "autograd")
     )
     assert_close(found, expected)
-
-
-def test_only_float32_goes_channels_last(images: Tensor) -> None:
-    net = behind(conv(), conv()).double()
-    assert not any(layouts_of(net, "3", images))
 
 
 def test_activations_come_from_one_run(images: Tensor) -> None:

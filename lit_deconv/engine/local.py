@@ -24,14 +24,6 @@ _TOGETHER_BYTES_ON_CPU = 20 << 20
 _SHARE_OF_ALL = 4
 _TOGETHER_BYTES_AT_LEAST = 6 << 20
 
-# Ops that neither mind how values lie in memory nor decide by comparing them, as far as rules look at
-# that: a hardtanh bounded below by anything but 0 has no plan.
-_ANY_LAYOUT = {
-    "convolution", "batch_norm", "native_batch_norm", "relu", "hardtanh", "add", "alias",
-}  # fmt: skip
-# So many convolutions pay for handing a map on in the other layout.
-_CONVOLUTIONS_AT_LEAST = 2
-
 # Image sizes whose ways are kept, the newest.
 _MOST_SIZES = 8
 
@@ -106,7 +98,9 @@ def local_way(tape: Tape, target: Value) -> Local:
     values = [target, *(value for _, value in on_path(tape, target))]
     largest = max(value.shape[1:].numel() for value in values)
     try:
-        for op, why in refusals(tape, target):
+        refused = refusals(tape, target)
+        if refused:
+            op, why = refused[0]
             raise NotLocal(f"{op.where} {why}")
         found = plan(tape, target)
     except NotLocal as verdict:
@@ -137,14 +131,10 @@ class Manner:
         ops: Names of the ops that it records, all of which rules can reverse; a run with others is of
             another kind.
         runs: In how many runs the images go.
-        channels_last_from: Number of the op that hands its result on in the memory format
-            channels_last, in which a CPU convolves faster; None where that is not worth it, or where
-            an op behind it decides by comparing values, which the format changes in the last bit.
     """
 
     ops: Sequence[str]
     runs: int
-    channels_last_from: int | None
 
 
 def target_rank(op: Op) -> int:
@@ -222,33 +212,14 @@ class Ways:
         plans = [way.plan for way in ways.values() if way.plan is not None]
         if not plans or len(plans) < len(ways) or not self._kept:
             return None
-        on_cpu = images.device.type == "cpu"
         every = max(way.largest for way in ways.values()) * images.element_size() * len(images)
         together = _TOGETHER_BYTES_ELSEWHERE
-        if on_cpu:
+        if images.device.type == "cpu":
             share = max(-(-every // _SHARE_OF_ALL), _TOGETHER_BYTES_AT_LEAST)
             together = min(share, _TOGETHER_BYTES_ON_CPU)
         # At least two images a run: a forward may do something else for a single one.
         runs = max(1, min(len(images) // 2, -(-every // together)))
-        layout = on_cpu and images.dtype == torch.float32
-        return Manner(
-            [op.name for op in plans[0].recorded],
-            runs,
-            _channels_last_from(plans) if layout else None,
-        )
-
-
-def _channels_last_from(plans: Sequence[PatchPlan]) -> int | None:
-    """The last max-pool on the layers' ways, if no op behind it minds; see ``Manner``."""
-    on_the_way = {id(op) for plan in plans for op in plan.ops}
-    convolutions = 0
-    for number, op in reversed(list(enumerate(plans[0].recorded))):
-        if op.name == "max_pool2d_with_indices" and id(op) in on_the_way:
-            return number if convolutions >= _CONVOLUTIONS_AT_LEAST else None
-        if op.name not in _ANY_LAYOUT or op.arguments.get("groups", 1) != 1:
-            return None
-        convolutions += op.name == "convolution"
-    return None
+        return Manner([op.name for op in plans[0].recorded], runs)
 
 
 def _tapes(images: Tensor, read: Callable[[Tensor], Tape]) -> tuple[Tape, Tape | None, bool]:

@@ -57,7 +57,6 @@ def record(
     options: Options | None = None,
     stop_early: bool = False,
     choose: Callable[[str, Any], Tensor] | None = None,
-    channels_last_from: int | None = None,
 ) -> Tape:
     """Runs ``forward(*inputs)`` and records it up to the last of ``layers``.
 
@@ -71,8 +70,6 @@ def record(
         stop_early: Leave the forward when every layer has run as often as ``call`` asks; otherwise the
             rest of it runs unrecorded, so that ``calls`` is the whole count.
         choose: Picks the feature map out of a layer's output that is no single tensor.
-        channels_last_from: Number of a max-pool on the tape that hands its maps on in the memory format
-            channels_last, None for none.
 
     Returns:
         The tape.
@@ -81,9 +78,8 @@ def record(
         LayerError: A layer was never reached, or its output does not depend on the input.
     """
     recorder = Recorder(
-        inputs, layers, model, call, options or Options(), stop_early, choose or only_tensor,
-        channels_last_from,
-    )  # fmt: skip
+        inputs, layers, model, call, options or Options(), stop_early, choose or only_tensor
+    )
     with ExitStack() as stack:
         stack.enter_context(torch._C._AutoDispatchBelowAutograd())
         stack.enter_context(custom_functions_noted(recorder))
@@ -142,7 +138,6 @@ class Recorder(TorchDispatchMode):
         options: Options,
         stop_early: bool,
         choose: Callable[[str, Any], Tensor],
-        channels_last_from: int | None,
     ) -> None:
         super().__init__()
         self.tape = Tape(
@@ -157,7 +152,6 @@ class Recorder(TorchDispatchMode):
         )
         self.options = options
         self.call, self.stop_early, self.choose = call, stop_early, choose
-        self.channels_last_from = channels_last_from
         self.names = {id(module): name for name, module in model.named_modules()}
         self.wanted: dict[int, list[str]] = {}
         for name, module in layers.items():
@@ -256,9 +250,7 @@ class Recorder(TorchDispatchMode):
             if value is not None and not value.constant:
                 self.tape.layers[name] = value
                 self.paused = True
-                changed = self.channels_last_from is not None
-                layout = torch.contiguous_format if changed else torch.preserve_format
-                self.tape.activations[name] = tensor.clone(memory_format=layout)
+                self.tape.activations[name] = tensor.clone()
                 self.paused = False
         if self.done:
             self.paused = True
@@ -411,9 +403,6 @@ class Recorder(TorchDispatchMode):
                 key = StorageWeakRef(leaf.untyped_storage()).cdata
                 self.readers.setdefault(key, []).append(op)
         result = self._run_and_keep(op, func, args, kwargs, tensors)
-        if name == "max_pool2d_with_indices" and len(self.tape.ops) == self.channels_last_from:
-            maps, *indices = result
-            result = (maps.contiguous(memory_format=torch.channels_last), *indices)
         self.tape.ops.append(op)
         self._track_result(result, op, _written(func, tensors))
         return result

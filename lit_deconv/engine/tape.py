@@ -111,7 +111,7 @@ class Tape:
         ops: In the order in which they ran.
         inputs: One value per tracked input.
         layers: For each chosen layer the value of its output.
-        activations: For each chosen layer what it returned.
+        activations: For each chosen layer its output, as the layer returned it.
         calls: How often each chosen layer was seen to run.
         complete: Whether the forward ran to its end, so that ``calls`` is the whole truth.
         samples: Number of images N.
