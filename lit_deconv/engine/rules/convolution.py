@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_deconv.engine.registry import reverse_rule
 from lit_deconv.engine.rules._shared import output
+from lit_deconv.engine.rules.by_pixel import by_map, cheapest
 from lit_deconv.engine.rules.resampling import per_dim
 from lit_deconv.engine.signal import Signal
 from lit_deconv.engine.tape import Op
@@ -107,6 +108,10 @@ def transposed_convolution(
     """
     stride, dilation = _steps(op, weight)
     plain = len(stride) == 2 and op["groups"] == 1 and dilation == [1, 1]
+    by_pixel = cheapest(values, weight, here) if plain and stride == [1, 1] else None
+    if by_pixel is not None:
+        return by_pixel(values, weight, here)
+    values = by_map(values)
     if plain and _subpixels_pay(values, weight, stride):
         return _cut(_by_subpixels(values, weight, stride[0]), here)
     if plain and _flipped_pays(values, weight, stride):

@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_deconv.engine.errors import refusal
 from lit_deconv.engine.registry import reverse_rule
 from lit_deconv.engine.rules._shared import refuse_samples
+from lit_deconv.engine.rules.by_pixel import by_map
 from lit_deconv.engine.rules.resampling import per_dim
 from lit_deconv.engine.signal import Signal, Window
 from lit_deconv.engine.tape import Op, Options
@@ -307,7 +308,7 @@ def _unpool_by_index(
     index = step.index_select(0, codes.reshape(-1).to(torch.int32)).view(codes.shape).add_(origin)
     # Of contiguous values: on CUDA others are scattered, in any order.
     return torch.ops.aten.max_pool2d_with_indices_backward(
-        values.contiguous(), frame, switches.kernel, switches.stride, padding, switches.dilation,
+        by_map(values), frame, switches.kernel, switches.stride, padding, switches.dilation,
         ceil_mode, index,
     )  # fmt: skip
 
