@@ -15,8 +15,8 @@ from lit_deconv.engine.errors import LayerError, SelectorError, UnsupportedOp
 from lit_deconv.engine.geometry import receptive_field
 from lit_deconv.engine.local import Layout
 from lit_deconv.engine.recording import Recording
+from lit_deconv.engine.rules.by_pixel import shared_work
 from lit_deconv.engine.tape import Options
-from lit_deconv.engine.rules.by_pixel import kept
 from lit_deconv.engine.undisturbed import undisturbed
 from lit_deconv.engine.units import (
     empty,
@@ -324,7 +324,7 @@ class Deconvnet:
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
-        with undisturbed(self.model, autocast=self.autocast), torch.no_grad(), kept():
+        with undisturbed(self.model, autocast=self.autocast), torch.no_grad(), shared_work():
             yield
 
     def _recorded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import lit_deconv
 from lit_deconv import Deconvnet, forward
 from lit_deconv.engine import local
 from lit_deconv.engine.errors import DeconvError, LayerError, UnsupportedOp
+from lit_deconv.engine.rules import by_pixel
 
 from . import reference
 from .generator import Network, generate
@@ -138,6 +140,7 @@ def check_network(network: Network, device: str = "cpu") -> Outcome:
         outcome.compare(f"unit/{path}", given, single)
         outcome.compare(f"units/{path}", net.reconstruct(images, units, via="images"), by_unit)
         if path == "rules":
+            _check_by_pixel(outcome, net, images, units, whole, by_unit)
             _check_patches(outcome, net, images, units, by_unit)
     outcome.path = _path_taken(network, model, images, outcome)
     if len(network.layers) > 1:
@@ -185,6 +188,21 @@ def _check_patches(
         return
     outcome.compare("units/patches", given, by_unit)
     outcome.compare("crop/patches", uncropped(patches, boxes, images.shape[2:]), by_unit)
+
+
+def _check_by_pixel(
+    outcome: Outcome, net: Deconvnet, images: Tensor, units: Tensor, whole: Tensor, by_unit: Tensor
+) -> None:
+    """Convolutions as products of matrices, which maps this small do not take by themselves."""
+    anything = {"_SMALL": 0, "_FEW_ROWS": 0, "_NARROW": 0}
+    for name, shares in {
+        "by taps": {"_SHARE_BY_TAPS": math.inf},
+        "by tiles": {"_SHARE_BY_TAPS": -math.inf, "_SHARE_BY_TILES": math.inf},
+    }.items():
+        with mock.patch.multiple(by_pixel, **anything, **shares):
+            outcome.compare(f"whole/{name}", net.attribute(images), whole)
+            patches, boxes = net.reconstruct(images, units, crop=True)
+        outcome.compare(f"crop/{name}", uncropped(patches, boxes, images.shape[2:]), by_unit)
 
 
 def _check_apart(outcome: Outcome, net: Deconvnet, images: Tensor, units: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Transposed convolutions at stride 1 on a CPU as products of matrices, on maps that lie pixel by pixel.
 
-In memory such a map is [rows, columns, U, C], seen as [U, C, rows, columns]: a pixel holds a matrix of
-all seeds by all channels. What is cut, shifted or added along rows and columns are whole blocks then,
+In memory such a map is [rows, columns, U, C], seen as [U, C, rows, columns]: each pixel holds a matrix
+of all seeds by all channels. What is cut, shifted or added along rows and columns are whole blocks then,
 and one product of matrices takes all seeds at once. Pointwise ops leave the layout as it is, so a chain
 of convolutions is turned round once.
 """
@@ -12,101 +12,104 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 _Here: TypeAlias = "Sequence[tuple[int, int]]"
+_Form: TypeAlias = "Callable[[Tensor, Tensor, _Here], Tensor]"
 
-# Winograd's F(2x2, 3x3), Lavin & Gray 2016, section 4.1: the filters' transform. Those of the maps and of
-# the results are sums and differences, see ``by_tiles``.
-_TO_TILE = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]]
+# Winograd's F(2x2, 3x3), Lavin & Gray 2016, section 4.1: G of the paper, for the filters.
+_FILTERS_TO_TILE = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]]
 
-# Measured, in multiply-adds: what a value of a tile costs besides the product, and one of the filters.
-_TILE_VALUE, _FILTER_VALUE = 45, 40
-# Rows of a product of matrices below which it is slow, and that are worked on at a time.
-_FEW_ROWS, _ROWS = 48, (64, 256)
+# Measured on one core, in multiply-adds of a large product: to turn a value of a map round for PyTorch's
+# own kernel, to make and to read a value of a tile, and to transform one of the filters.
+_TURNED, _TILE_VALUE, _FILTER_VALUE = 40, 45, 40
+# How often a weight's transformed filters are used where they are kept: once a run of images or a part.
+_USES = 4
+# The share of what we count for PyTorch's own kernel that ours may need, to be faster.
+_SHARE_BY_TAPS, _SHARE_BY_TILES = 0.75, 0.9
 # Multiply-adds below which calls cost more than what they do.
 _SMALL = 1 << 22
-# What it costs to turn a value round for PyTorch's own kernel.
-_TURNED = 40
-# How often a weight's filters are needed where they are kept: once a run or part.
-_CALLS = 4
-# What PyTorch's own kernel takes, as a share of what it is counted: by this much ours must need less.
-_AGAINST_TAPS, _AGAINST_TILES = 0.75, 0.9
+# Columns of a matrix below which its product leaves vectors empty.
+_NARROW = 16
+# Rows of a matrix below which its product is slow, and rows that are worked on at a time, as many as
+# there are channels within these bounds: more leave the cache.
+_FEW_ROWS, _ROWS = 48, (64, 256)
+# Bytes that are kept from one convolution to the next.
+_ROOM = 32 << 20
 
 
-@dataclass
-class _Kept:
-    """What one call of many convolutions shares."""
+class _Shared:
+    """What the convolutions of one call share."""
 
-    filters: dict[int, tuple[Tensor, int, Tensor]] = field(default_factory=dict)
-    room: Tensor | None = None
+    def __init__(self) -> None:
+        self.filters = WeakTensorKeyDictionary()  # by weight: its version and its filters
+        self.room = torch.empty(0)
 
 
-_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+_shared: ContextVar[_Shared | None] = ContextVar("shared", default=None)
 
 
 @contextmanager
-def kept() -> Iterator[None]:
-    """Within it each weight's filters are transformed once, and what is made on the way lies in one place."""
-    token = _kept.set(_Kept())
+def shared_work() -> Iterator[None]:
+    """Within it each weight is transformed once, and what is made on the way has one place in memory."""
+    token = _shared.set(_Shared())
     try:
         yield
     finally:
-        _kept.reset(token)
+        _shared.reset(token)
 
 
 def lies_by_pixel(values: Tensor) -> bool:
-    """Whether the channels of all seeds lie side by side at each pixel."""
+    """Whether a map lies as described above, and not as PyTorch lays it."""
     seeds, channels = values.shape[:2]
-    return channels > 1 and values.stride(1) == 1 and (seeds == 1 or values.stride(0) == channels)
+    side_by_side = values.stride(1) == 1 and (seeds == 1 or values.stride(0) == channels)
+    return values.ndim == 4 and side_by_side and not values.is_contiguous()
 
 
 def by_map(values: Tensor) -> Tensor:
-    """The same values map by map, contiguous.
+    """The same values as PyTorch lays them, whatever else their layout is.
 
-    Transposed as one matrix, which PyTorch does by blocks: 0.7 to 2 ns a value, 1.5 to 4 otherwise.
+    Turned round as one matrix, which PyTorch does by blocks: half the time of the same by dimensions.
     """
-    if values.ndim != 4 or values.is_contiguous() or not lies_by_pixel(values):
-        return values.contiguous()
-    pixels = values.permute(2, 3, 0, 1).contiguous()
-    return pixels.view(values.shape[2:].numel(), -1).t().contiguous().view(values.shape)
+    if not lies_by_pixel(values):
+        return values
+    pixels = values.permute(2, 3, 0, 1).contiguous().view(values.shape[2:].numel(), -1)
+    return pixels.t().contiguous().view(values.shape)
 
 
-def cheapest(
-    values: Tensor, weight: Tensor, here: _Here
-) -> Callable[[Tensor, Tensor, _Here], Tensor] | None:
-    """The function below that needs the fewest operations, None where PyTorch's own kernel does.
+def cheapest(values: Tensor, weight: Tensor, here: _Here) -> _Form | None:
+    """The function below that is the fastest by count, None where PyTorch's own kernel is.
 
     Args:
         values: [U, C, h, w].
         weight: [C, D, kh, kw].
         here: See ``convolution.transposed_convolution``, as for the functions below.
     """
-    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
-        return None
     seeds, channels, _, width = values.shape
     found, kernel = weight.shape[1], weight.shape[2:]
+    fast = values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
+    if not fast or found < _NARROW:
+        return None
     products = seeds * channels * found
-    met = wanted = tiles = 1
+    met = wanted = tiles = 1  # places of the filters at a pixel: in the map, and all
     for extent, reach, (first, stop) in zip(values.shape[2:], kernel, here, strict=True):
         met *= sum(max(0, min(extent, stop - tap) - max(0, first - tap)) for tap in range(reach))
         wanted *= (stop - first) * reach
         tiles *= -(-(stop - first) // 2)
-    # PyTorch's kernel leaves out some of what it would meet outside the map.
-    usual = products * (met + wanted) / 2
+    usual = products * (met + wanted) / 2  # PyTorch's leaves out some of those outside the map
     if usual < _SMALL:
         return None
     turned = _TURNED * values.numel() if lies_by_pixel(values) else 0
-    if seeds * width >= _FEW_ROWS and products * met < _AGAINST_TAPS * usual + turned:
+    if seeds * width >= _FEW_ROWS and products * met < _SHARE_BY_TAPS * usual + turned:
         return by_taps
     if kernel == (3, 3) and seeds * tiles >= _FEW_ROWS:
-        by_tile = products + _TILE_VALUE * seeds * (channels + found)
-        by_filter = _FILTER_VALUE * channels * found / (1 if _kept.get() is None else _CALLS)
-        if 16 * (tiles * by_tile + by_filter) < _AGAINST_TILES * usual + turned:
+        a_tile = products + _TILE_VALUE * seeds * (channels + found)
+        a_filter = _FILTER_VALUE * channels * found / (1 if _shared.get() is None else _USES)
+        if 16 * (tiles * a_tile + a_filter) < _SHARE_BY_TILES * usual + turned:
             return by_tiles
     return None
 
@@ -134,7 +137,7 @@ def by_taps(values: Tensor, weight: Tensor, here: _Here) -> Tensor:
 def by_tiles(values: Tensor, weight: Tensor, here: _Here) -> Tensor:
     """3x3 filters by Winograd's F(2x2, 3x3): 16 products for each 2x2 pixels, not 36.
 
-    Errors are those of a few sums more, relative to the largest of 4x4 pixels.
+    Errors are relative to the largest of 4x4 pixels, also where the signal is zero all around.
     """
     (top, bottom), (left, right) = here
     seeds, _, height, width = values.shape
@@ -168,18 +171,18 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here) -> Tensor:
 
 
 def _room(like: Tensor, *shapes: Sequence[int]) -> list[Tensor]:
-    """Tensors of these shapes that nobody reads once the next ask for theirs.
+    """Tensors of these shapes, which nobody reads any more once others are asked for.
 
-    The allocator may ask the system for each large block anew; page by page that takes longer than
-    what is written there.
+    The allocator may ask the system for a large block each time, which takes longer, page by page,
+    than to write there.
     """
     sizes = [math.prod(shape) for shape in shapes]
-    kept = _kept.get()
-    room = None if kept is None else kept.room
-    if room is None or room.dtype != like.dtype or len(room) < sum(sizes):
+    shared = _shared.get()
+    room = like.new_empty(0) if shared is None else shared.room
+    if room.dtype != like.dtype or len(room) < sum(sizes):
         room = like.new_empty(sum(sizes))
-        if kept is not None:
-            kept.room = room
+        if shared is not None and room.nbytes <= _ROOM:
+            shared.room = room
     parts = room[: sum(sizes)].split(sizes)
     return [part.view(*shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -229,18 +232,18 @@ def _sums(found: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
 
 
 def _filters(weight: Tensor) -> Tensor:
-    """[C, D, 3, 3], turned round, for ``_tiled``: [16, C, D]."""
-    kept = _kept.get()
-    if kept is None or weight.is_inference():
+    """[C, D, 3, 3], turned round and transformed: [16, C, D]."""
+    shared = _shared.get()
+    if shared is None or weight.is_inference():
         return _transformed(weight)
-    found = kept.filters.get(id(weight))
-    if found is None or found[1] != weight._version:
-        found = kept.filters[id(weight)] = weight, weight._version, _transformed(weight)
-    return found[2]
+    version, filters = shared.filters.get(weight, (None, None))
+    if version != weight._version:
+        version, filters = shared.filters[weight] = weight._version, _transformed(weight)
+    return filters
 
 
 def _transformed(weight: Tensor) -> Tensor:
-    along = weight.new_tensor(_TO_TILE).flip(1)
-    # Columns first, as the maps are.
+    along = weight.new_tensor(_FILTERS_TO_TILE).flip(1)
+    # Columns first, as the tiles are.
     both = torch.einsum("rx,cy->crxy", along, along).reshape(16, 9)
     return (both @ weight.reshape(-1, 9).t()).view(16, *weight.shape[:2])
