@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -177,10 +178,13 @@ def test_a_residual_net_by_either_form(name: str) -> None:
     images = torch.randn(4, 3, 24, 22, dtype=torch.float64)
     net = Deconvnet(model, "7", path="rules")
     units = torch.tensor([[0, 1, 0, 0], [3, 2, 2, 3], [1, 7, 4, 4]])
-    other = {"_SHARE_BY_TAPS": -math.inf, "_SHARE_BY_TILES": -math.inf, name: math.inf}
+    forced: dict[str, Any] = {
+        "_SMALL": 0, "_FEW_ROWS": 0, "_NARROW": 0,
+        "_SHARE_BY_TAPS": -math.inf, "_SHARE_BY_TILES": -math.inf, name: math.inf,
+    }  # fmt: skip
     usual = net.attribute(images), net.maps(images, [0, 3]), net.reconstruct(images, units)
     with (
-        mock.patch.multiple(by_pixel, _SMALL=0, _FEW_ROWS=0, _NARROW=0, **other),
+        mock.patch.multiple(by_pixel, **forced),
         mock.patch.object(convolution, "cheapest", wraps=cheapest) as asked,
     ):
         given = net.attribute(images), net.maps(images, [0, 3]), net.reconstruct(images, units)

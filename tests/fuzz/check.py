@@ -194,12 +194,14 @@ def _check_by_pixel(
     outcome: Outcome, net: Deconvnet, images: Tensor, units: Tensor, whole: Tensor, by_unit: Tensor
 ) -> None:
     """Convolutions as products of matrices, which maps this small do not take by themselves."""
-    anything = {"_SMALL": 0, "_FEW_ROWS": 0, "_NARROW": 0}
-    for name, shares in {
-        "by taps": {"_SHARE_BY_TAPS": math.inf},
-        "by tiles": {"_SHARE_BY_TAPS": -math.inf, "_SHARE_BY_TILES": math.inf},
-    }.items():
-        with mock.patch.multiple(by_pixel, **anything, **shares):
+    forced: dict[str, Any] = {
+        "_SMALL": 0,
+        "_FEW_ROWS": 0,
+        "_NARROW": 0,
+        "_SHARE_BY_TILES": math.inf,
+    }
+    for name, share in {"by taps": math.inf, "by tiles": -math.inf}.items():
+        with mock.patch.multiple(by_pixel, **forced, _SHARE_BY_TAPS=share):
             outcome.compare(f"whole/{name}", net.attribute(images), whole)
             patches, boxes = net.reconstruct(images, units, crop=True)
         outcome.compare(f"crop/{name}", uncropped(patches, boxes, images.shape[2:]), by_unit)
