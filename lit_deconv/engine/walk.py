@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_deconv.engine.errors import AmbiguousProduct, UnsupportedOp, refusal
+from lit_deconv.engine.rules.by_pixel import by_map
 from lit_deconv.engine.signal import Signal, Span, added
 from lit_deconv.engine.tape import Op, Tape, Value
 
@@ -235,7 +236,7 @@ def pixels(signal: Signal | None, image: Tensor, rows: int) -> Tensor:
     """
     if signal is None:
         return image.new_zeros(rows, *image.shape[1:])
-    return signal.full(image.shape[2:]).values.to(image.dtype)
+    return by_map(signal.full(image.shape[2:]).values).to(image.dtype)
 
 
 def _as_taken(op: Op, signal: Signal, index: int, full_from: float) -> Signal:

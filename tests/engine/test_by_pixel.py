@@ -192,3 +192,12 @@ def test_a_residual_net_by_either_form(name: str) -> None:
     for one, another in zip(given, usual, strict=True):
         torch.testing.assert_close(one, another, rtol=0, atol=1e-12 * float(another.abs().max()))
         assert one.any()
+
+
+def test_a_picture_is_laid_as_its_image() -> None:
+    """Also where its first convolution is one of those by pixel."""
+    model = nn.Sequential(nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, 128, 3))
+    images = torch.randn(8, 64, 18, 18)
+    with mock.patch.object(by_pixel, "_SHARE_BY_TILES", math.inf):
+        for selector in (None, (3, 4, 5)):
+            assert Deconvnet(model, "2").attribute(images, neuron_selector=selector).is_contiguous()
