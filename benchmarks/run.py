@@ -1,4 +1,4 @@
-"""All benchmarks, A to F, and the page of the documentation that shows them.
+"""All benchmarks, A to G, and the page of the documentation that shows them.
 
     python benchmarks/run.py [--quick] [--threads N] [--device cuda] [--markdown docs/benchmarks.md]
 
@@ -27,6 +27,7 @@ SCRIPTS = {
     "scaling": "D, how the time grows",
     "memory": "E, peak memory",
     "arithmetic": "F, operations, their rate, and what bounds each row",
+    "convolutions": "G, forms of one transposed convolution",
 }
 BY_HAND = "<!-- What follows is written by hand. -->"
 

@@ -24,13 +24,14 @@ _Form: TypeAlias = "Callable[[Tensor, Tensor, _Here], Tensor]"
 # Winograd's F(2x2, 3x3), Lavin & Gray 2016, section 4.1: G of the paper, for the filters.
 _FILTERS_TO_TILE = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]]
 
-# Measured on one core, in multiply-adds of a large product: to turn a value of a map round for PyTorch's
-# own kernel, to make and to read a value of a tile, and to transform one of the filters.
-_TURNED, _TILE_VALUE, _FILTER_VALUE = 40, 45, 40
+# Measured on one core (benchmarks/convolutions.py), in multiply-adds of a large product: to turn a value
+# of a map round for PyTorch's own kernel, to read or add to a value for one place of the filters, to make
+# or read a value of a tile, and to transform one of the filters.
+_TURNED, _TAP_VALUE, _TILE_VALUE, _FILTER_VALUE = 40, 10, 45, 40
 # How often a weight's transformed filters are used where they are kept: once a run of images or a part.
 _USES = 4
 # The share of what we count for PyTorch's own kernel that ours may need, to be faster.
-_SHARE_BY_TAPS, _SHARE_BY_TILES = 0.75, 0.9
+_SHARE_BY_TAPS, _SHARE_BY_TILES = 0.8, 0.9
 # Multiply-adds below which calls cost more than what they do.
 _SMALL = 1 << 22
 # Columns of a matrix below which its product leaves vectors empty.
@@ -105,10 +106,12 @@ def cheapest(values: Tensor, weight: Tensor, here: _Here) -> _Form | None:
     if usual < _SMALL:
         return None
     turned = _TURNED * values.numel() if lies_by_pixel(values) else 0
-    if seeds * width >= _FEW_ROWS and products * met < _SHARE_BY_TAPS * usual + turned:
+    values_met = seeds * (channels + found)
+    a_tap = products + _TAP_VALUE * values_met
+    if seeds * width >= _FEW_ROWS and met * a_tap < _SHARE_BY_TAPS * usual + turned:
         return by_taps
     if kernel == (3, 3) and seeds * tiles >= _FEW_ROWS:
-        a_tile = products + _TILE_VALUE * seeds * (channels + found)
+        a_tile = products + _TILE_VALUE * values_met
         a_filter = _FILTER_VALUE * channels * found / (1 if _shared.get() is None else _USES)
         if 16 * (tiles * a_tile + a_filter) < _SHARE_BY_TILES * usual + turned:
             return by_tiles
