@@ -84,7 +84,10 @@ def _turned(run: partial[Tensor]) -> Tensor:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    asked = parsed(parser(__doc__), arguments)
+    described = parser(__doc__)
+    asked = parsed(described, arguments)
+    if asked.device != "cpu":
+        described.error("the forms are for CPUs")
     shapes = [shape for shape in SHAPES if asked.only in f"{shape[0]} to {shape[1]}"]
     print(measure(shapes[:: 4 if asked.quick else 1], asked.repetitions))
     return 0

@@ -29,6 +29,7 @@ SCRIPTS = {
     "arithmetic": "F, operations, their rate, and what bounds each row",
     "convolutions": "G, forms of one transposed convolution",
 }
+_CPU_ONLY = "convolutions"  # whose forms are for CPUs
 BY_HAND = "<!-- What follows is written by hand. -->"
 
 
@@ -90,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options += ["--threads", str(asked.threads)] if asked.threads else []
     options += ["--device", asked.device] if asked.device != "cpu" else []
     options += ["--tf32"] if asked.tf32 else []
+    if asked.device != "cpu" and _CPU_ONLY in asked.scripts:
+        asked.scripts.remove(_CPU_ONLY)
     sections = [section(script, options) for script in asked.scripts]
     command = " ".join(["python benchmarks/run.py", *options])
     if asked.scripts != list(SCRIPTS):

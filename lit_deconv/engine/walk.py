@@ -232,11 +232,12 @@ def pixels(signal: Signal | None, image: Tensor, rows: int) -> Tensor:
         rows: Number of seeds.
 
     Returns:
-        [rows, ...]; zero where no signal arrived.
+        [rows, ...]; zero where no signal arrived. Contiguous if the image is.
     """
     if signal is None:
         return image.new_zeros(rows, *image.shape[1:])
-    return by_map(signal.full(image.shape[2:]).values).to(image.dtype)
+    values = by_map(signal.full(image.shape[2:]).values).to(image.dtype)
+    return values.contiguous() if image.is_contiguous() else values
 
 
 def _as_taken(op: Op, signal: Signal, index: int, full_from: float) -> Signal:

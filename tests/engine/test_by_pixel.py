@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_deconv import Deconvnet
-from lit_deconv.engine.rules import by_pixel, convolution
+from lit_deconv.engine import record, walk
+from lit_deconv.engine.rules import by_pixel
 from lit_deconv.engine.rules.by_pixel import (
     by_map,
     by_taps,
@@ -23,6 +24,7 @@ from lit_deconv.engine.rules.by_pixel import (
     lies_by_pixel,
     shared_work,
 )
+from lit_deconv.engine.signal import Signal
 
 Here = Sequence[tuple[int, int]]
 
@@ -32,6 +34,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], Here]] = {
     "same": ((2, 5, 7, 7), (3, 3, 3), [(1, 8), (1, 8)]),
     "odd part": ((4, 3, 6, 5), (4, 3, 3), [(2, 7), (0, 3)]),
     "one pixel": ((2, 3, 5, 5), (2, 3, 3), [(6, 7), (0, 1)]),
+    "far behind the last": ((2, 3, 4, 4), (2, 3, 3), [(9, 12), (8, 14)]),
     "behind the last": ((2, 3, 4, 4), (2, 3, 3), [(1, 9), (4, 8)]),
     "one value a map": ((5, 6, 1, 1), (4, 3, 3), [(0, 3), (0, 3)]),
     "one seed": ((1, 6, 9, 4), (4, 3, 3), [(1, 10), (1, 5)]),
@@ -51,7 +54,7 @@ def _made(name: str) -> tuple[Tensor, Tensor, Here, Tensor]:
     weight = torch.randn(shape[1], found, *kernel, dtype=torch.float64)
     whole = F.conv_transpose2d(values, weight)
     (top, bottom), (left, right) = here
-    behind = [0, max(0, right - whole.shape[3]), 0, max(0, bottom - whole.shape[2])]
+    behind = [0, right, 0, bottom]
     return values, weight, here, F.pad(whole, behind)[:, :, top:bottom, left:right]
 
 
@@ -93,10 +96,38 @@ def test_errors_of_tiles_are_those_of_rounding() -> None:
     assert 1e-8 < error < 1e-6
 
 
+def test_what_meets_zeros_alone_is_zero_and_what_is_not_finite_stays_in_place() -> None:
+    torch.manual_seed(0)
+    values = torch.randn(8, 4, 12, 12) * (torch.rand(8, 1, 12, 12) > 0.97)
+    weight, here = torch.randn(4, 3, 3, 3), [(0, 14), (0, 14)]
+    met = F.conv_transpose2d((values != 0).float(), torch.ones_like(weight)) > 0
+    assert 0.1 < met.float().mean() < 0.9
+    assert not by_tiles(values, weight, here)[~met].any()
+    for wrong in (torch.nan, torch.inf):
+        values[2, 1, 5, 6] = wrong
+        usual = F.conv_transpose2d(values, weight).isfinite()
+        assert not usual.all()
+        assert torch.equal(by_tiles(values, weight, here).isfinite(), usual)
+
+
+def test_autograd_is_left_to_pytorch() -> None:
+    """The walk by itself, as it is offered, may be followed."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(32, 48, 3), nn.ReLU(), nn.Conv2d(48, 48, 3))
+    images = torch.randn(2, 32, 9, 9)
+    with mock.patch.multiple(by_pixel, _SMALL=0, _FEW_ROWS=0, _SHARE_BY_TILES=math.inf):
+        tape = record(model, (images,), {"2": model[2]}, model=model)
+        target = tape.layers["2"]
+        (found,) = walk(tape, target, Signal(torch.randn(2, 48, 5, 5)))
+        assert found is not None
+        found.values.sum().backward()
+    assert model[0].weight.grad is not None
+
+
 def test_what_lies_in_the_shared_place_is_not_read() -> None:
     values, weight, here, expected = _made("several blocks")
     with shared_work():
-        by_tiles(values, weight, here)
+        first = by_tiles(values, weight, here)
         shared = by_pixel._shared.get()
         assert shared is not None
         assert len(shared.room) > 0
@@ -105,6 +136,7 @@ def test_what_lies_in_the_shared_place_is_not_read() -> None:
         place = shared.room.data_ptr()
         by_tiles(values[:2], weight, here)
         assert shared.room.data_ptr() == place
+        torch.testing.assert_close(first, expected, rtol=0, atol=1e-12)
     assert by_pixel._shared.get() is None
 
 
@@ -154,8 +186,10 @@ def test_which_form_is_taken() -> None:
     assert cheapest(half, half[0, 0, 0, 0].expand(512, 512, 3, 3), [(1, 15)] * 2) is None
 
 
-@pytest.mark.parametrize("name", ["_SHARE_BY_TAPS", "_SHARE_BY_TILES"])
-def test_a_residual_net_by_either_form(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "form"), [("_SHARE_BY_TAPS", "by_taps"), ("_SHARE_BY_TILES", "by_tiles")]
+)
+def test_a_residual_net_by_either_form(name: str, form: str) -> None:
     """Through rectifiers, scales, sums, a pool and a strided convolution, which find maps by pixel."""
 
     class Block(nn.Module):
@@ -186,19 +220,19 @@ def test_a_residual_net_by_either_form(name: str) -> None:
     usual = net.attribute(images), net.maps(images, [0, 3]), net.reconstruct(images, units)
     with (
         mock.patch.multiple(by_pixel, **forced),
-        mock.patch.object(convolution, "cheapest", wraps=cheapest) as asked,
+        mock.patch.object(by_pixel, form, wraps=getattr(by_pixel, form)) as taken,
     ):
         given = net.attribute(images), net.maps(images, [0, 3]), net.reconstruct(images, units)
-    assert asked.call_count > 15
+    assert taken.call_count > 15
     for one, another in zip(given, usual, strict=True):
         torch.testing.assert_close(one, another, rtol=0, atol=1e-12 * float(another.abs().max()))
         assert one.any()
 
 
 def test_a_picture_is_laid_as_its_image() -> None:
-    """Also where its first convolution is one of those by pixel."""
+    """Also where its first convolution is one of those by pixel, of one image and of several."""
     model = nn.Sequential(nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, 128, 3))
     images = torch.randn(8, 64, 18, 18)
     with mock.patch.object(by_pixel, "_SHARE_BY_TILES", math.inf):
-        for selector in (None, (3, 4, 5)):
-            assert Deconvnet(model, "2").attribute(images, neuron_selector=selector).is_contiguous()
+        for some, selector in ((images, None), (images, (3, 4, 5)), (images[:1], None)):
+            assert Deconvnet(model, "2").attribute(some, neuron_selector=selector).is_contiguous()

@@ -56,7 +56,10 @@ _shared: ContextVar[_Shared | None] = ContextVar("shared", default=None)
 
 @contextmanager
 def shared_work() -> Iterator[None]:
-    """Within it each weight is transformed once, and what is made on the way has one place in memory."""
+    """Within it each weight is transformed once, and what is made on the way has one place in memory.
+
+    The transformed weights are kept until its end, 16/9 of those of the 3x3 filters that are used.
+    """
     token = _shared.set(_Shared())
     try:
         yield
@@ -65,15 +68,14 @@ def shared_work() -> Iterator[None]:
 
 
 def lies_by_pixel(values: Tensor) -> bool:
-    """Whether a map lies as described above, and not as PyTorch lays it."""
-    if values.ndim != 4 or values.is_contiguous():
+    """Whether a map lies as described above and neither as PyTorch lays it nor ``channels_last``."""
+    if values.ndim != 4 or values.is_contiguous() or len(values) == 1:
         return False
-    seeds, channels = values.shape[:2]
-    return values.stride(1) == 1 and (seeds == 1 or values.stride(0) == channels)
+    return values.stride(1) == 1 and values.stride(0) == values.shape[1]
 
 
 def by_map(values: Tensor) -> Tensor:
-    """The same values as PyTorch lays them, whatever else their layout is.
+    """A map that lies by pixel as PyTorch lays it, any other as it is.
 
     Turned round as one matrix, which PyTorch does by blocks: half the time of the same by dimensions.
     """
@@ -86,6 +88,8 @@ def by_map(values: Tensor) -> Tensor:
 def cheapest(values: Tensor, weight: Tensor, here: _Here) -> _Form | None:
     """The function below that is the fastest by count, None where PyTorch's own kernel is.
 
+    None, too, where autograd looks on: it cannot follow what is written in place.
+
     Args:
         values: [U, C, h, w].
         weight: [C, D, kh, kw].
@@ -94,7 +98,8 @@ def cheapest(values: Tensor, weight: Tensor, here: _Here) -> _Form | None:
     seeds, channels, _, width = values.shape
     found, kernel = weight.shape[1], weight.shape[2:]
     fast = values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
-    if not fast or found < _NARROW:
+    followed = torch.is_grad_enabled() and (values.requires_grad or weight.requires_grad)
+    if not fast or followed or found < _NARROW:
         return None
     products = seeds * channels * found
     met = wanted = tiles = 1  # places of the filters at a pixel: in the map, and all
@@ -141,7 +146,8 @@ def by_taps(values: Tensor, weight: Tensor, here: _Here) -> Tensor:
 def by_tiles(values: Tensor, weight: Tensor, here: _Here) -> Tensor:
     """3x3 filters by Winograd's F(2x2, 3x3): 16 products for each 2x2 pixels, not 36.
 
-    Errors are relative to the largest of 4x4 pixels, also where the signal is zero all around.
+    Errors are relative to the largest of the pixels met, and what meets zeros alone is zero. What is
+    infinite may come out as NaN, in the same places.
     """
     (top, bottom), (left, right) = here
     seeds, _, height, width = values.shape
@@ -160,8 +166,8 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here) -> Tensor:
         (2, 4, together, columns, found_channels),
     )
     # A pixel wanted meets the two in front of its place and that one itself.
-    first, stop = max(0, top - 2), min(height, top + 2 * rows)
-    start, end = max(0, left - 2), min(width, left + 2 * columns)
+    first, start = min(max(0, top - 2), height), min(max(0, left - 2), width)
+    stop, end = min(height, top + 2 * rows), min(width, left + 2 * columns)
     inside = values[:, :, first:stop, start:end].permute(2, 3, 0, 1)
     target = maps.zero_().unflatten(2, (seeds, -1))
     target[first - top + 2 : stop - top + 2, start - left + 2 : end - left + 2] = inside
