@@ -162,7 +162,9 @@ def test_filters_are_those_of_the_weight_as_it_is() -> None:
         assert len(shared.filters) == 0
 
 
-def test_which_form_is_taken() -> None:
+def test_which_form_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
     def form(
         seeds: int, channels: int, found: int, extent: int, full: bool = False, kernel: int = 3
     ) -> str:
@@ -182,6 +184,12 @@ def test_which_form_is_taken() -> None:
     assert form(8, 512, 3, 14) == "PyTorch's"
     assert form(8, 192, 64, 27, kernel=5) == "PyTorch's"
     assert form(1, 64, 64, 8) == "PyTorch's"
+    assert form(6, 128, 128, 28) == "by_tiles"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert form(8, 512, 512, 14) == "by_tiles"
+    assert form(6, 128, 128, 28) == "PyTorch's"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    assert form(8, 512, 512, 14) == "PyTorch's"
     half = torch.empty(1, dtype=torch.bfloat16).expand(8, 512, 14, 14)
     assert cheapest(half, half[0, 0, 0, 0].expand(512, 512, 3, 3), [(1, 15)] * 2) is None
 

@@ -110,14 +110,16 @@ def cheapest(values: Tensor, weight: Tensor, here: _Here) -> _Form | None:
     usual = products * (met + wanted) / 2  # PyTorch's leaves out some of those outside the map
     if usual < _SMALL:
         return None
-    turned = _TURNED * values.numel() if lies_by_pixel(values) else 0
-    values_met = seeds * (channels + found)
+    threads = torch.get_num_threads()  # which share the products, and hardly the rest
+    turned = threads * _TURNED * values.numel() if lies_by_pixel(values) else 0
+    values_met = threads * seeds * (channels + found)
     a_tap = products + _TAP_VALUE * values_met
     if seeds * width >= _FEW_ROWS and met * a_tap < _SHARE_BY_TAPS * usual + turned:
         return by_taps
     if kernel == (3, 3) and seeds * tiles >= _FEW_ROWS:
         a_tile = products + _TILE_VALUE * values_met
-        a_filter = _FILTER_VALUE * channels * found / (1 if _shared.get() is None else _USES)
+        a_filter = threads * _FILTER_VALUE * channels * found
+        a_filter /= 1 if _shared.get() is None else _USES
         if 16 * (tiles * a_tile + a_filter) < _SHARE_BY_TILES * usual + turned:
             return by_tiles
     return None
