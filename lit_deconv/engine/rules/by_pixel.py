@@ -118,8 +118,8 @@ def cheapest(values: Tensor, weight: Tensor, here: _Here) -> _Form | None:
         return by_taps
     if kernel == (3, 3) and seeds * tiles >= _FEW_ROWS:
         a_tile = products + _TILE_VALUE * values_met
-        a_filter = threads * _FILTER_VALUE * channels * found
-        a_filter /= 1 if _shared.get() is None else _USES
+        uses = 1 if _shared.get() is None else _USES
+        a_filter = threads * _FILTER_VALUE * channels * found / uses
         if 16 * (tiles * a_tile + a_filter) < _SHARE_BY_TILES * usual + turned:
             return by_tiles
     return None
