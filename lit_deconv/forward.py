@@ -19,7 +19,7 @@ from lit_deconv.engine.walk import refusals
 Path = Literal["auto", "rules", "autograd"]
 
 # Bytes of images that are recorded together whatever the model makes of them.
-_SMALL = 1 << 20
+_SMALL = 1 << 18
 
 
 class Forward:
@@ -70,7 +70,7 @@ class Forward:
         """
         if self.path == "autograd":
             return self._by_autograd(images, extra)
-        tape = self.tape(images, extra)
+        tape = self.tape(images, extra, None if manner is None else manner.exact)
         known = manner is not None and [op.name for op in tape.ops] == manner.ops
         if known and not tape.faults:
             return OnTape(tape, images)
@@ -123,8 +123,10 @@ class Forward:
     def _read(self, few: Tensor) -> Tape:
         return self.tape((few,), ())
 
-    def tape(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> Tape:
-        """Records for the rules' walk, whatever the path."""
+    def tape(
+        self, images: tuple[Tensor, ...], extra: tuple[Any, ...], exact: int | None = None
+    ) -> Tape:
+        """Records for the rules' walk, whatever the path; ``exact`` as for ``record``."""
         tape = record(
             partial(self._run, extra),
             images,
@@ -134,6 +136,7 @@ class Forward:
             options=self.options,
             stop_early=self._stop_early,
             choose=self.feature_map,
+            exact=exact,
         )
         self._note_calls(tape.calls)
         return tape

@@ -39,6 +39,8 @@ class Local:
         shape: Shape of its output behind the images.
         flops: Multiply-adds of the convolutions in front of it, for one image.
         largest: Numbers in the largest value on the way, for one image.
+        exact: How many ops, from the first, decide by a value: those behind the last may be rounded
+            otherwise.
         constants: Identities of the tensors that the plan uses.
         per_image: Those among them that could hold one row an image.
     """
@@ -49,6 +51,7 @@ class Local:
     shape: torch.Size
     flops: int
     largest: int
+    exact: int
     constants: frozenset[int]
     per_image: frozenset[int]
 
@@ -97,6 +100,7 @@ def local_way(tape: Tape, target: Value) -> Local:
     shape, flops = target.shape[1:], whole_flops(tape, target)
     values = [target, *(value for _, value in on_path(tape, target))]
     largest = max(value.shape[1:].numel() for value in values)
+    exact = _deciding(tape)
     try:
         refused = refusals(tape, target)
         if refused:
@@ -105,7 +109,7 @@ def local_way(tape: Tape, target: Value) -> Local:
         found = plan(tape, target)
     except NotLocal as verdict:
         none: frozenset[int] = frozenset()
-        return Local(None, str(verdict), field, shape, flops, largest, none, none)
+        return Local(None, str(verdict), field, shape, flops, largest, exact, none, none)
     constants = frozenset(
         id(argument)
         for op in found.ops
@@ -120,7 +124,7 @@ def local_way(tape: Tape, target: Value) -> Local:
         and name in ("self", "other")
         and argument.ndim == target_rank(op)
     )
-    return Local(found, "", field, shape, flops, largest, constants, per_image)
+    return Local(found, "", field, shape, flops, largest, exact, constants, per_image)
 
 
 @dataclass(frozen=True)
@@ -131,10 +135,12 @@ class Manner:
         ops: Names of the ops that it records, all of which rules can reverse; a run with others is of
             another kind.
         runs: In how many runs the images go.
+        exact: See ``Local``.
     """
 
     ops: Sequence[str]
     runs: int
+    exact: int
 
 
 def target_rank(op: Op) -> int:
@@ -219,7 +225,22 @@ class Ways:
             together = min(share, _TOGETHER_BYTES_ON_CPU)
         # At least two images a run: a forward may do something else for a single one.
         runs = max(1, min(len(images) // 2, -(-every // together)))
-        return Manner([op.name for op in plans[0].recorded], runs)
+        exact = max(way.exact for way in ways.values())
+        return Manner([op.name for op in plans[0].recorded], runs, exact)
+
+
+def _deciding(tape: Tape) -> int:
+    """How many ops, from the first, there are up to the last that needs the model's own values.
+
+    Of which a rule keeps something: a switch or a gate may be another one for a value that is rounded
+    otherwise. And views, for what is rounded otherwise may lie otherwise in memory, too.
+    """
+    found = 0
+    for count, op in enumerate(tape.ops, start=1):
+        kind = op.rule and (op.rule.kind(op) if callable(op.rule.kind) else op.rule.kind)
+        if op.name != "input" and (kind in (None, "view") or op.kept is not None):
+            found = count
+    return found
 
 
 def _tapes(images: Tensor, read: Callable[[Tensor], Tape]) -> tuple[Tape, Tape | None, bool]:

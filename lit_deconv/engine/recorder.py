@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from lit_deconv.engine.configuration import tensors_of
 from lit_deconv.engine.errors import DeconvError, LayerError, UnsupportedOp
 from lit_deconv.engine.recognise import LocalResponseNormSeen, custom_functions_noted, seen_last
-from lit_deconv.engine.registry import Rule, packet_of, rule_for
+from lit_deconv.engine.registry import Rule, Run, packet_of, rule_for
 from lit_deconv.engine.tape import Op, Options, Tape, Value, leaves, with_leaves
 
 # Ops that read only the shape, dtype or device of a tensor: what they return is a constant.
@@ -57,6 +57,7 @@ def record(
     options: Options | None = None,
     stop_early: bool = False,
     choose: Callable[[str, Any], Tensor] | None = None,
+    exact: int | None = None,
 ) -> Tape:
     """Runs ``forward(*inputs)`` and records it up to the last of ``layers``.
 
@@ -70,6 +71,8 @@ def record(
         stop_early: Leave the forward when every layer has run as often as ``call`` asks; otherwise the
             rest of it runs unrecorded, so that ``calls`` is the whole count.
         choose: Picks the feature map out of a layer's output that is no single tensor.
+        exact: How many ops, from the first, are to give the model's own values to the bit; those
+            behind may be rounded otherwise. None for all.
 
     Returns:
         The tape.
@@ -78,7 +81,7 @@ def record(
         LayerError: A layer was never reached, or its output does not depend on the input.
     """
     recorder = Recorder(
-        inputs, layers, model, call, options or Options(), stop_early, choose or only_tensor
+        inputs, layers, model, call, options or Options(), stop_early, choose or only_tensor, exact
     )
     with ExitStack() as stack:
         stack.enter_context(torch._C._AutoDispatchBelowAutograd())
@@ -138,6 +141,7 @@ class Recorder(TorchDispatchMode):
         options: Options,
         stop_early: bool,
         choose: Callable[[str, Any], Tensor],
+        exact: int | None,
     ) -> None:
         super().__init__()
         self.tape = Tape(
@@ -152,6 +156,7 @@ class Recorder(TorchDispatchMode):
         )
         self.options = options
         self.call, self.stop_early, self.choose = call, stop_early, choose
+        self.exact = exact
         self.names = {id(module): name for name, module in model.named_modules()}
         self.wanted: dict[int, list[str]] = {}
         for name, module in layers.items():
@@ -250,7 +255,10 @@ class Recorder(TorchDispatchMode):
             if value is not None and not value.constant:
                 self.tape.layers[name] = value
                 self.paused = True
-                self.tape.activations[name] = tensor.clone()
+                # What may lie otherwise in memory than the model lays it, lies as PyTorch does.
+                whole = self.exact is None
+                layout = torch.preserve_format if whole else torch.contiguous_format
+                self.tape.activations[name] = tensor.clone(memory_format=layout)
                 self.paused = False
         if self.done:
             self.paused = True
@@ -421,7 +429,7 @@ class Recorder(TorchDispatchMode):
         try:
             if rule and rule.before:
                 op.kept = rule.before(op, tensors, None, self.options)
-            run = rule.run if rule and not func._schema.is_mutable else None
+            run = rule and self._run_of(rule, func)
             result = run(func, tensors) if run else func(*args, **kwargs)
             ran = True
             if rule and rule.after:
@@ -430,6 +438,12 @@ class Recorder(TorchDispatchMode):
             # Whether it matters is known when the signal comes this way, or never does.
             op.fault = error.why or str(error)
         return result if ran else func(*args, **kwargs)
+
+    def _run_of(self, rule: Rule, func: Any) -> Run | None:
+        if func._schema.is_mutable:
+            return None
+        behind = self.exact is not None and len(self.tape.ops) >= self.exact
+        return (behind and rule.run_rounded) or rule.run
 
     def _track_result(self, result: Any, op: Op, written: list[Tensor]) -> None:
         for tensor in written:

@@ -1,4 +1,4 @@
-"""Transposed convolutions at stride 1 on a CPU as products of matrices, on maps that lie pixel by pixel.
+"""Convolutions at stride 1 on a CPU as products of matrices, on maps that lie pixel by pixel.
 
 In memory such a map is [rows, columns, U, C], seen as [U, C, rows, columns]: each pixel holds a matrix
 of all seeds by all channels. What is cut, shifted or added along rows and columns are whole blocks then,
@@ -9,10 +9,10 @@ of convolutions is turned round once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ _TURNED, _TAP_VALUE, _TILE_VALUE, _FILTER_VALUE = 40, 10, 45, 40
 _USES = 4
 # The share of what we count for PyTorch's own kernel that ours may need, to be faster.
 _SHARE_BY_TAPS, _SHARE_BY_TILES = 0.8, 0.9
+# And of what we count for a forward in channels_last.
+_SHARE_OF_FORWARD = 0.75
 # Multiply-adds below which calls cost more than what they do.
 _SMALL = 1 << 22
 # Columns of a matrix below which its product leaves vectors empty.
@@ -47,7 +49,7 @@ class _Shared:
     """What the convolutions of one call share."""
 
     def __init__(self) -> None:
-        self.filters = WeakTensorKeyDictionary()  # by weight: its version and its filters
+        self.filters = WeakTensorKeyDictionary()  # by weight: its version, and by form its filters
         self.room = torch.empty(0)
 
 
@@ -58,7 +60,8 @@ _shared: ContextVar[_Shared | None] = ContextVar("shared", default=None)
 def shared_work() -> Iterator[None]:
     """Within it each weight is transformed once, and what is made on the way has one place in memory.
 
-    The transformed weights are kept until its end, 16/9 of those of the 3x3 filters that are used.
+    The transformed weights are kept until its end, 16/9 of those of the 3x3 filters that are used,
+    and of the model's own forward those that ``channels_last`` lays anew.
     """
     token = _shared.set(_Shared())
     try:
@@ -112,17 +115,67 @@ def cheapest(values: Tensor, weight: Tensor, here: _Here) -> _Form | None:
         return None
     threads = torch.get_num_threads()  # which share the products, and hardly the rest
     turned = threads * _TURNED * values.numel() if lies_by_pixel(values) else 0
-    values_met = threads * seeds * (channels + found)
-    a_tap = products + _TAP_VALUE * values_met
+    a_tap = products + _TAP_VALUE * threads * seeds * (channels + found)
     if seeds * width >= _FEW_ROWS and met * a_tap < _SHARE_BY_TAPS * usual + turned:
         return by_taps
     if kernel == (3, 3) and seeds * tiles >= _FEW_ROWS:
-        a_tile = products + _TILE_VALUE * values_met
-        uses = 1 if _shared.get() is None else _USES
-        a_filter = threads * _FILTER_VALUE * channels * found / uses
-        if 16 * (tiles * a_tile + a_filter) < _SHARE_BY_TILES * usual + turned:
+        if _count_of_tiles(seeds, tiles, channels, found) < _SHARE_BY_TILES * usual + turned:
             return by_tiles
     return None
+
+
+def _count_of_tiles(seeds: int, tiles: int, channels: int, found: int) -> float:
+    """In multiply-adds of a large product."""
+    threads = torch.get_num_threads()
+    a_tile = seeds * channels * found + _TILE_VALUE * threads * seeds * (channels + found)
+    uses = 1 if _shared.get() is None else _USES
+    a_filter = threads * _FILTER_VALUE * channels * found / uses
+    return 16 * (tiles * a_tile + a_filter)
+
+
+def convolved(convolution: Callable[..., Any], arguments: Mapping[str, Any]) -> Tensor:
+    """A model's own convolution, which is rounded otherwise than PyTorch's kernel for its maps does.
+
+    On a CPU the kernel for ``channels_last`` is faster, and tiles are where there are many channels.
+
+    Args:
+        convolution: The aten op.
+        arguments: Its arguments by name.
+
+    Returns:
+        What the op returns, in ``channels_last``; where there is nothing to gain that itself.
+    """
+    maps, weight, bias = arguments["input"], arguments["weight"], arguments["bias"]
+    plain = maps.ndim == 4 and arguments["groups"] == 1 and not arguments["transposed"]
+    fast = maps.device.type == "cpu" and maps.dtype == weight.dtype == torch.float32
+    if not plain or not fast or weight.shape[1] < _NARROW or torch.is_grad_enabled():
+        return convolution(**arguments)
+    here = [
+        (2 - side, extent + side) for side, extent in zip(arguments["padding"], maps.shape[2:])
+    ]
+    tiled = weight.shape[2:] == (3, 3) and all(first >= 0 for first, _ in here)
+    tiled = tiled and all(step == 1 for step in (*arguments["stride"], *arguments["dilation"]))
+    if tiled and _tiles_pay(maps, weight, here):
+        found = by_tiles(maps, weight, here, forward=True)
+        found = found.contiguous(memory_format=torch.channels_last)
+        return found if bias is None else found.add_(bias.view(-1, 1, 1))
+    laid = _kept(weight, _laid_by_channel)
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    return convolution(**{**arguments, "input": maps, "weight": laid})
+
+
+def _tiles_pay(maps: Tensor, weight: Tensor, here: _Here) -> bool:
+    pixels = math.prod(stop - first for first, stop in here)
+    tiles = math.prod(-(-(stop - first) // 2) for first, stop in here)
+    found, channels = weight.shape[:2]
+    usual = 9 * len(maps) * pixels * channels * found
+    enough = len(maps) * tiles >= _FEW_ROWS and usual >= _SMALL
+    count = _count_of_tiles(len(maps), tiles, channels, found)
+    return enough and count < _SHARE_OF_FORWARD * usual
+
+
+def _laid_by_channel(weight: Tensor) -> Tensor:
+    return weight.detach().contiguous(memory_format=torch.channels_last)
 
 
 def by_taps(values: Tensor, weight: Tensor, here: _Here) -> Tensor:
@@ -145,20 +198,29 @@ def by_taps(values: Tensor, weight: Tensor, here: _Here) -> Tensor:
     return found.permute(2, 3, 0, 1)
 
 
-def by_tiles(values: Tensor, weight: Tensor, here: _Here) -> Tensor:
+def by_tiles(values: Tensor, weight: Tensor, here: _Here, forward: bool = False) -> Tensor:
     """3x3 filters by Winograd's F(2x2, 3x3): 16 products for each 2x2 pixels, not 36.
 
     Errors are relative to the largest of the pixels met, and what meets zeros alone is zero. What is
     infinite may come out as NaN, in the same places.
+
+    Args:
+        values: [U, C, h, w].
+        weight: [C, D, 3, 3], or of a convolution ``forward`` [D, C, 3, 3], which is the transposed one
+            of filters turned round.
+        here: See ``convolution.transposed_convolution``.
+        forward: Whether it is one.
     """
     (top, bottom), (left, right) = here
     seeds, _, height, width = values.shape
     rows, columns = -(-(bottom - top) // 2), -(-(right - left) // 2)  # of tiles
-    filters = _filters(weight)
+    filters = _kept(weight, _transformed)
+    if forward:
+        filters = filters.transpose(1, 2)
     fewest, most = _ROWS
-    together = max(1, min(max(weight.shape[0], fewest), most) // (columns * seeds))
+    together = max(1, min(max(filters.shape[1], fewest), most) // (columns * seeds))
     together = -(-rows // -(-rows // together))
-    channels, found_channels = (seeds * count for count in weight.shape[:2])
+    channels, found_channels = (seeds * count for count in filters.shape[1:])
     maps, down, tiles, products, across = _room(
         values,
         (2 * rows + 2, 2 * columns + 2, channels),
@@ -177,7 +239,7 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here) -> Tensor:
     for begin in range(0, rows, together):
         end = min(begin + together, rows)
         some = [part.narrow(-3, 0, end - begin) for part in (down, tiles, products, across)]
-        _tiled(maps[2 * begin : 2 * end + 2], filters, found[2 * begin : 2 * end], *some)
+        _tiled(maps[2 * begin : 2 * end + 2], filters, found[2 * begin : 2 * end], *some, forward)
     found = found[: bottom - top, : right - left]
     return found.unflatten(2, (seeds, -1)).permute(2, 3, 0, 1)
 
@@ -207,6 +269,7 @@ def _tiled(
     tiles: Tensor,
     products: Tensor,
     across: Tensor,
+    forward: bool,
 ) -> None:
     """Some rows of tiles.
 
@@ -218,19 +281,24 @@ def _tiled(
         tiles: [4, 4, rows, columns, U C].
         products: [4, 4, rows, columns, U D].
         across: [2, 4, rows, columns, U D].
+        forward: Whether the filters are to be turned round: where they are transformed that exchanges
+            the first and the last.
     """
     rows, columns = tiles.shape[2:4]
-    _differences(down, *(maps[place : place + 2 * rows - 1 : 2] for place in range(4)))
-    _differences(tiles, *(down[:, :, place : place + 2 * columns - 1 : 2] for place in range(4)))
+    order = (3, 1, 2, 0) if forward else (0, 1, 2, 3)
+    pairs = [down[place] for place in order], [tiles[place] for place in order]
+    _differences(pairs[0], *(maps[place : place + 2 * rows - 1 : 2] for place in range(4)))
+    _differences(pairs[1], *(down[:, :, place : place + 2 * columns - 1 : 2] for place in range(4)))
     torch.bmm(
         tiles.view(16, -1, filters.shape[1]), filters, out=products.view(16, -1, filters.shape[2])
     )
-    _sums(across, *products)
-    _sums(found.view(rows, 2, columns, 2, -1).permute(1, 3, 0, 2, 4), *across.unbind(1))
+    _sums(across, *(products[place] for place in order))
+    pixels = found.view(rows, 2, columns, 2, -1).permute(1, 3, 0, 2, 4)
+    _sums(pixels, *(across[:, place] for place in order))
 
 
-def _differences(found: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
-    """The transform of four neighbours, B^T of the paper, along the first dimension of ``found``."""
+def _differences(found: Sequence[Tensor], a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
+    """The transform of four neighbours, B^T of the paper, into each of ``found``."""
     torch.sub(a, c, out=found[0])
     torch.add(b, c, out=found[1])
     torch.sub(c, b, out=found[2])
@@ -243,18 +311,22 @@ def _sums(found: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
     torch.sub(b, c, out=found[1]).sub_(d)
 
 
-def _filters(weight: Tensor) -> Tensor:
-    """[C, D, 3, 3], turned round and transformed: [16, C, D]."""
+def _kept(weight: Tensor, form: Callable[[Tensor], Tensor]) -> Tensor:
+    """``form(weight)``, made once where work is shared."""
     shared = _shared.get()
     if shared is None or weight.is_inference():
-        return _transformed(weight)
-    version, filters = shared.filters.get(weight, (None, None))
+        return form(weight)
+    version, by_form = shared.filters.get(weight, (None, {}))
     if version != weight._version:
-        version, filters = shared.filters[weight] = weight._version, _transformed(weight)
-    return filters
+        by_form = {}
+        shared.filters[weight] = weight._version, by_form
+    if form not in by_form:
+        by_form[form] = form(weight)
+    return by_form[form]
 
 
 def _transformed(weight: Tensor) -> Tensor:
+    """[C, D, 3, 3], turned round and transformed: [16, C, D]."""
     along = weight.new_tensor(_FILTERS_TO_TILE).flip(1)
     # Columns first, as the tiles are.
     both = torch.einsum("rx,cy->crxy", along, along).reshape(16, 9)

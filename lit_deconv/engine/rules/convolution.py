@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_deconv.engine.registry import reverse_rule
 from lit_deconv.engine.rules._shared import output
-from lit_deconv.engine.rules.by_pixel import by_map, cheapest
+from lit_deconv.engine.rules.by_pixel import by_map, cheapest, convolved
 from lit_deconv.engine.rules.resampling import per_dim
 from lit_deconv.engine.signal import Signal
 from lit_deconv.engine.tape import Op
@@ -38,7 +38,10 @@ def _not_transposed(op: Op) -> bool:
     return not op["transposed"]
 
 
-@reverse_rule("convolution", of="input", windows=_not_transposed, one_hot=_not_transposed)
+@reverse_rule(
+    "convolution",
+    of="input", run_rounded=convolved, windows=_not_transposed, one_hot=_not_transposed,
+)  # fmt: skip
 def convolution(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
     """The adjoint of a convolution of any rank, stride, padding, dilation and grouping."""
     weight: Tensor = op["weight"].to(signal.values.dtype)
