@@ -70,6 +70,8 @@ def interleaved(
         at_least: Seconds; what is faster runs several times in each repetition.
         budget: Seconds that all repetitions may take.
     """
+    if device == "cpu":
+        _keep_freed_memory()
     numbers, round_seconds = {}, 0.0
     for name, run in sides.items():
         seconds = _once(run, 1, device)[0]
@@ -86,6 +88,16 @@ def interleaved(
             times[name].wall.append(wall)
             times[name].cpu.append(cpu)
     return times
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc keep what is freed, on all sides.
+
+    How much it keeps follows the largest block handed back so far, up to 32 MB; a training hands back
+    larger ones. With none before, a small network's maps go back to the system and come again page by
+    page, or do not, by chance: up to a quarter of a row, on either side.
+    """
+    torch.zeros(31 << 20, dtype=torch.uint8)
 
 
 def _once(run: Run, number: int, device: str) -> tuple[float, float]:
