@@ -106,6 +106,7 @@ def whole_layers(cases: Sequence[Case], repetitions: int, count: int, device: st
             {"ours": partial(net.attribute, images), **forms},
             repetitions,
             device,
+            at_least=1.0,
             budget=_LAYER_BUDGET,
         )
         ours = times.pop("ours")

@@ -129,7 +129,7 @@ class Deconvnet:
         """
         images, extra = checked_inputs(inputs), _as_tuple(additional_forward_args)
         parts: dict[str, list[list[Tensor]]] = {name: [] for name in self.layers}
-        with self._undisturbed():
+        with self._undisturbed(whole_maps=True):
             # A callable is shown the whole layer's output.
             for _, some, recording in self._recorded(images, extra, not callable(neuron_selector)):
                 for name in self.layers:
@@ -162,7 +162,7 @@ class Deconvnet:
         """
         images, extra = checked_inputs(inputs), _as_tuple(additional_forward_args)
         found: dict[str, list[Tensor]] = {}
-        with self._undisturbed():
+        with self._undisturbed(whole_maps=True):
             for where, some, recording in self._recorded(images, extra):
                 for name in self.layers:
                     chosen = checked_channels(name, channels, recording.activations[name])
@@ -323,8 +323,9 @@ class Deconvnet:
     # ---- how -----------------------------------------------------------------------------
 
     @contextmanager
-    def _undisturbed(self) -> Iterator[None]:
-        with undisturbed(self.model, autocast=self.autocast), torch.no_grad(), shared_work():
+    def _undisturbed(self, whole_maps: bool = False) -> Iterator[None]:
+        alone = undisturbed(self.model, autocast=self.autocast)
+        with alone, torch.no_grad(), shared_work(whole_maps):
             yield
 
     def _recorded(
@@ -428,7 +429,8 @@ def _like(inputs: Inputs, found: Sequence[Any]) -> Any:
 
 def _reported_not_finite(layer: str, values: Tensor) -> bool:
     """What is not finite is passed on as it is, and said to whoever called this file."""
-    if bool(values.isfinite().all()):
+    # A sum is one pass; where it overflows though no value does, all of them are looked at.
+    if bool(values.sum().isfinite()) or bool(values.isfinite().all()):
         return False
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_code.co_filename == __file__:

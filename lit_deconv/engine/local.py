@@ -232,15 +232,21 @@ class Ways:
 def _deciding(tape: Tape) -> int:
     """How many ops, from the first, there are up to the last that needs the model's own values.
 
-    Of which a rule keeps something: a switch or a gate may be another one for a value that is rounded
-    otherwise. And views, for what is rounded otherwise may lie otherwise in memory, too.
+    One of which a rule keeps something: a switch or a gate may be another one for a value that is
+    rounded otherwise. And one that may need its maps as PyTorch lays them: a view, or a function that
+    is not PyTorch's.
     """
-    found = 0
-    for count, op in enumerate(tape.ops, start=1):
-        kind = op.rule and (op.rule.kind(op) if callable(op.rule.kind) else op.rule.kind)
-        if op.name != "input" and (kind in (None, "view") or op.kept is not None):
-            found = count
-    return found
+    deciding = [count for count, op in enumerate(tape.ops, start=1) if not _takes_any(op)]
+    return max(deciding, default=0)
+
+
+def _takes_any(op: Op) -> bool:
+    if op.name == "input":
+        return True
+    if not isinstance(op.func, torch._ops.OpOverload) or op.func.namespace != "aten":
+        return False
+    kind = op.rule and (op.rule.kind(op) if callable(op.rule.kind) else op.rule.kind)
+    return kind not in (None, "view") and op.kept is None
 
 
 def _tapes(images: Tensor, read: Callable[[Tensor], Tape]) -> tuple[Tape, Tape | None, bool]:

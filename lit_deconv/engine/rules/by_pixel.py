@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lit_deconv.engine.rules.resampling import per_dim
+
 _Here: TypeAlias = "Sequence[tuple[int, int]]"
 _Form: TypeAlias = "Callable[[Tensor, Tensor, _Here], Tensor]"
 
@@ -32,8 +34,9 @@ _TURNED, _TAP_VALUE, _TILE_VALUE, _FILTER_VALUE = 40, 10, 45, 40
 _USES = 4
 # The share of what we count for PyTorch's own kernel that ours may need, to be faster.
 _SHARE_BY_TAPS, _SHARE_BY_TILES = 0.8, 0.9
-# And of what we count for a forward in channels_last.
+# And of what we count for a forward in channels_last, for which PyTorch has fast kernels of these.
 _SHARE_OF_FORWARD = 0.75
+_FAST_FORWARD = (torch.float32,)
 # Multiply-adds below which calls cost more than what they do.
 _SMALL = 1 << 22
 # Columns of a matrix below which its product leaves vectors empty.
@@ -48,8 +51,9 @@ _ROOM = 32 << 20
 class _Shared:
     """What the convolutions of one call share."""
 
-    def __init__(self) -> None:
-        self.filters = WeakTensorKeyDictionary()  # by weight: its version, and by form its filters
+    def __init__(self, whole_maps: bool) -> None:
+        self.whole_maps = whole_maps
+        self.filters = WeakTensorKeyDictionary()  # by weight: its version and its filters
         self.room = torch.empty(0)
 
 
@@ -57,13 +61,16 @@ _shared: ContextVar[_Shared | None] = ContextVar("shared", default=None)
 
 
 @contextmanager
-def shared_work() -> Iterator[None]:
+def shared_work(whole_maps: bool = False) -> Iterator[None]:
     """Within it each weight is transformed once, and what is made on the way has one place in memory.
 
-    The transformed weights are kept until its end, 16/9 of those of the 3x3 filters that are used,
-    and of the model's own forward those that ``channels_last`` lays anew.
+    The transformed weights are kept until its end, 16/9 of those of the 3x3 filters that are used.
+
+    Args:
+        whole_maps: Whether whole maps go back, and filters are transformed for them in any case: then
+            the model's own forward may use them, too.
     """
-    token = _shared.set(_Shared())
+    token = _shared.set(_Shared(whole_maps))
     try:
         yield
     finally:
@@ -118,10 +125,9 @@ def cheapest(values: Tensor, weight: Tensor, here: _Here) -> _Form | None:
     a_tap = products + _TAP_VALUE * threads * seeds * (channels + found)
     if seeds * width >= _FEW_ROWS and met * a_tap < _SHARE_BY_TAPS * usual + turned:
         return by_taps
-    if kernel == (3, 3) and seeds * tiles >= _FEW_ROWS:
-        if _count_of_tiles(seeds, tiles, channels, found) < _SHARE_BY_TILES * usual + turned:
-            return by_tiles
-    return None
+    may_tile = kernel == (3, 3) and seeds * tiles >= _FEW_ROWS
+    by_count = _count_of_tiles(seeds, tiles, channels, found)
+    return by_tiles if may_tile and by_count < _SHARE_BY_TILES * usual + turned else None
 
 
 def _count_of_tiles(seeds: int, tiles: int, channels: int, found: int) -> float:
@@ -136,7 +142,7 @@ def _count_of_tiles(seeds: int, tiles: int, channels: int, found: int) -> float:
 def convolved(convolution: Callable[..., Any], arguments: Mapping[str, Any]) -> Tensor:
     """A model's own convolution, which is rounded otherwise than PyTorch's kernel for its maps does.
 
-    On a CPU the kernel for ``channels_last`` is faster, and tiles are where there are many channels.
+    On a CPU the kernel for ``channels_last`` is faster, and with many channels tiles are.
 
     Args:
         convolution: The aten op.
@@ -147,24 +153,25 @@ def convolved(convolution: Callable[..., Any], arguments: Mapping[str, Any]) -> 
     """
     maps, weight, bias = arguments["input"], arguments["weight"], arguments["bias"]
     plain = maps.ndim == 4 and arguments["groups"] == 1 and not arguments["transposed"]
-    fast = maps.device.type == "cpu" and maps.dtype == weight.dtype == torch.float32
+    fast = maps.device.type == "cpu" and maps.dtype == weight.dtype in _FAST_FORWARD
     if not plain or not fast or weight.shape[1] < _NARROW or torch.is_grad_enabled():
         return convolution(**arguments)
-    here = [
-        (2 - side, extent + side) for side, extent in zip(arguments["padding"], maps.shape[2:])
-    ]
-    tiled = weight.shape[2:] == (3, 3) and all(first >= 0 for first, _ in here)
-    tiled = tiled and all(step == 1 for step in (*arguments["stride"], *arguments["dilation"]))
-    if tiled and _tiles_pay(maps, weight, here):
+    sides = per_dim(arguments["padding"], 2)
+    here = [(2 - side, extent + side) for side, extent in zip(sides, maps.shape[2:], strict=True)]
+    steps = *arguments["stride"], *arguments["dilation"]
+    dense = weight.shape[2:] == (3, 3) and max(steps) == 1 and max(sides) <= 2
+    if dense and _tiles_pay_forward(maps, weight, here):
         found = by_tiles(maps, weight, here, forward=True)
         found = found.contiguous(memory_format=torch.channels_last)
         return found if bias is None else found.add_(bias.view(-1, 1, 1))
-    laid = _kept(weight, _laid_by_channel)
     maps = maps.contiguous(memory_format=torch.channels_last)
-    return convolution(**{**arguments, "input": maps, "weight": laid})
+    return convolution(**{**arguments, "input": maps})
 
 
-def _tiles_pay(maps: Tensor, weight: Tensor, here: _Here) -> bool:
+def _tiles_pay_forward(maps: Tensor, weight: Tensor, here: _Here) -> bool:
+    shared = _shared.get()
+    if shared is None or not shared.whole_maps:
+        return False
     pixels = math.prod(stop - first for first, stop in here)
     tiles = math.prod(-(-(stop - first) // 2) for first, stop in here)
     found, channels = weight.shape[:2]
@@ -172,10 +179,6 @@ def _tiles_pay(maps: Tensor, weight: Tensor, here: _Here) -> bool:
     enough = len(maps) * tiles >= _FEW_ROWS and usual >= _SMALL
     count = _count_of_tiles(len(maps), tiles, channels, found)
     return enough and count < _SHARE_OF_FORWARD * usual
-
-
-def _laid_by_channel(weight: Tensor) -> Tensor:
-    return weight.detach().contiguous(memory_format=torch.channels_last)
 
 
 def by_taps(values: Tensor, weight: Tensor, here: _Here) -> Tensor:
@@ -214,7 +217,7 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here, forward: bool = False)
     (top, bottom), (left, right) = here
     seeds, _, height, width = values.shape
     rows, columns = -(-(bottom - top) // 2), -(-(right - left) // 2)  # of tiles
-    filters = _kept(weight, _transformed)
+    filters = _filters(weight)
     if forward:
         filters = filters.transpose(1, 2)
     fewest, most = _ROWS
@@ -311,22 +314,18 @@ def _sums(found: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
     torch.sub(b, c, out=found[1]).sub_(d)
 
 
-def _kept(weight: Tensor, form: Callable[[Tensor], Tensor]) -> Tensor:
-    """``form(weight)``, made once where work is shared."""
+def _filters(weight: Tensor) -> Tensor:
+    """[C, D, 3, 3], turned round and transformed: [16, C, D]."""
     shared = _shared.get()
     if shared is None or weight.is_inference():
-        return form(weight)
-    version, by_form = shared.filters.get(weight, (None, {}))
+        return _transformed(weight)
+    version, filters = shared.filters.get(weight, (None, None))
     if version != weight._version:
-        by_form = {}
-        shared.filters[weight] = weight._version, by_form
-    if form not in by_form:
-        by_form[form] = form(weight)
-    return by_form[form]
+        version, filters = shared.filters[weight] = weight._version, _transformed(weight)
+    return filters
 
 
 def _transformed(weight: Tensor) -> Tensor:
-    """[C, D, 3, 3], turned round and transformed: [16, C, D]."""
     along = weight.new_tensor(_FILTERS_TO_TILE).flip(1)
     # Columns first, as the tiles are.
     both = torch.einsum("rx,cy->crxy", along, along).reshape(16, 9)

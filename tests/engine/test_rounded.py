@@ -1,0 +1,212 @@
+"""The model's own convolutions where they may be rounded otherwise: where, how far off, and where not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_deconv import Deconvnet, forward
+from lit_deconv.engine import record
+from lit_deconv.engine.local import local_way
+from lit_deconv.engine.registry import RULES
+from lit_deconv.engine.rules import by_pixel
+from lit_deconv.engine.rules.by_pixel import by_tiles, convolved, shared_work
+
+CONVOLUTION = torch.ops.aten.convolution.default
+
+
+class Net(nn.Module):
+    """Two convolutions in front of the pool, three behind it, one of these on a branch."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 24, 3, padding=1)
+        self.norm, self.relu, self.pool = nn.BatchNorm2d(24), nn.ReLU(), nn.MaxPool2d(2)
+        self.conv3, self.conv4 = nn.Conv2d(24, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.shortcut = nn.Conv2d(24, 32, 1, bias=False)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.relu(self.norm(self.conv2(self.conv1(x)))))
+        x = self.relu(self.conv3(x) + self.shortcut(x))
+        return self.conv4(x if self.between is None else self.between(x))
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(6, 3, 14, 15, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def _whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "_SMALL", 0)
+
+
+def _forced(tiles: bool) -> Any:
+    share = math.inf if tiles else -math.inf
+    return mock.patch.multiple(by_pixel, _SMALL=0, _FEW_ROWS=0, _SHARE_OF_FORWARD=share)
+
+
+def _layers_rounded(net: nn.Module, call: Callable[[], Any]) -> set[str]:
+    """Whose convolutions may be rounded otherwise in a call."""
+    names = {id(weight): name.removesuffix(".weight") for name, weight in net.named_parameters()}
+    seen: set[str] = set()
+
+    def noted(convolution: Any, arguments: Any) -> Tensor:
+        seen.add(names[id(arguments["weight"])])
+        return convolved(convolution, arguments)
+
+    rule = replace(RULES["convolution"], run_rounded=noted)
+    with mock.patch.dict(RULES, {"convolution": rule}):
+        call()
+    return seen
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2, (0, 2)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_tiles_forward_are_pytorchs_convolution(padding: Any, layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(3, 5, 7, 8, dtype=torch.float64).contiguous(memory_format=layout)
+    weight = torch.randn(4, 5, 3, 3, dtype=torch.float64)
+    expected = nn.functional.conv2d(images, weight, padding=padding)
+    sides = padding if isinstance(padding, tuple) else (padding, padding)
+    here = [(2 - side, extent + side) for side, extent in zip(sides, (7, 8), strict=True)]
+    given = by_tiles(images, weight, here, forward=True)
+    torch.testing.assert_close(given, expected, rtol=0, atol=1e-12)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "3x3": {},
+    "wide padding": {"padding": 3},
+    "strided": {"stride": 2, "padding": 1},
+    "dilated": {"dilation": 2},
+    "5x5 without bias": {"kernel_size": 5, "bias": False},
+    "1x1": {"kernel_size": 1},
+    "grouped": {"groups": 4},
+    "of few channels": {"in_channels": 4},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("tiles", [True, False])
+def test_a_convolution_but_for_rounding(case: str, tiles: bool) -> None:
+    torch.manual_seed(0)
+    options = {"in_channels": 20, "out_channels": 24, "kernel_size": 3, **CASES[case]}
+    conv, images = nn.Conv2d(**options), torch.randn(5, options["in_channels"], 9, 8)
+    arguments = {
+        "input": images, "weight": conv.weight, "bias": conv.bias, "stride": conv.stride,
+        "padding": conv.padding, "dilation": conv.dilation, "transposed": False,
+        "output_padding": [0, 0], "groups": conv.groups,
+    }  # fmt: skip
+    tiled = mock.patch.object(by_pixel, "by_tiles", wraps=by_tiles)
+    with torch.no_grad(), _forced(tiles), tiled as called, shared_work(whole_maps=True):
+        given, expected = convolved(CONVOLUTION, arguments), conv(images)
+    exact = conv.double()(images.double())
+    assert (given - exact).abs().max() < 1e-6 * exact.abs().max()
+    assert called.called == (tiles and case == "3x3")
+    if case in ("grouped", "of few channels"):
+        assert torch.equal(given, expected)
+    else:
+        assert given.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_where_autograd_looks_on_it_is_pytorchs_own() -> None:
+    conv, images = nn.Conv2d(20, 24, 3), torch.randn(5, 20, 9, 8)
+    own = mock.Mock()
+    convolved(own, {
+        "input": images, "weight": conv.weight, "bias": None, "groups": 1, "transposed": False,
+    })  # fmt: skip
+    assert own.call_args.kwargs["input"] is images
+
+
+def test_what_lies_behind_the_last_switch_is_rounded(net: Net, images: Tensor) -> None:
+    deconvnet = Deconvnet(net, "conv4")
+    assert _layers_rounded(net, lambda: deconvnet.attribute(images)) == {
+        "conv3", "shortcut", "conv4",
+    }  # fmt: skip
+    for call in (
+        lambda: deconvnet.attribute(images[:3]),  # too few to know the way by others
+        lambda: deconvnet.activations(images),
+        lambda: Deconvnet(net, "conv2").attribute(images[:1]),
+    ):
+        assert not _layers_rounded(net, call)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x: x.clamp(-0.5, 0.5),
+        lambda x: x.view(len(x), 2, 16, *x.shape[2:]).transpose(1, 2).reshape(x.shape),
+        lambda x: x * torch.sigmoid(x),
+    ],
+    ids=["clamp", "view", "gate"],
+)
+def test_what_depends_on_the_values_or_their_layout_stays_exact(
+    between: Callable[[Tensor], Tensor], images: Tensor
+) -> None:
+    torch.manual_seed(0)
+    net = Net(between).eval()
+    deconvnet = Deconvnet(net, "conv4")
+    assert _layers_rounded(net, lambda: deconvnet.attribute(images)) <= {"conv4"}
+    tape = record(net, (images,), {"conv4": net.conv4}, model=net)
+    assert tape.ops[local_way(tape, tape.layers["conv4"]).exact].module in ("conv4", "")
+
+
+def test_an_op_of_somebody_else_is_given_its_maps_as_pytorch_lays_them(images: Tensor) -> None:
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            assert x.is_contiguous()
+            return 2 * x.view(-1).view(x.shape)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            return 2 * gradients[0]
+
+    torch.manual_seed(0)
+    net = Net(Doubled.apply).eval()
+    given = Deconvnet(net, "conv4").attribute(images)
+    expected = Deconvnet(net.double(), "conv4").attribute(images.double())
+    assert (given - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("tiles", [True, False])
+@pytest.mark.parametrize("what", ["layer", "maps", "units"])
+def test_pixels_are_those_of_the_exact_forward(
+    net: Net, images: Tensor, what: str, tiles: bool
+) -> None:
+    calls: dict[str, Callable[[Deconvnet, Tensor], Tensor]] = {
+        "layer": lambda net, x: net.attribute(x),
+        "maps": lambda net, x: net.maps(x, [5, 0]),
+        "units": lambda net, x: net.reconstruct(x, torch.tensor([[5, 3, 2, 2], [0, 9, 0, 6]])),
+    }
+    deconvnet = Deconvnet(net, "conv4")
+    with _forced(tiles):
+        given = calls[what](deconvnet, images)
+        assert torch.equal(deconvnet.activations(images), net(images))
+    assert given.is_contiguous()
+    net.double()
+    expected = calls[what](Deconvnet(net, "conv4"), images.double())
+    assert (given - expected).abs().max() < 2e-6 * expected.abs().max()
+
+
+def test_tiles_go_forward_only_where_whole_maps_go_back(net: Net, images: Tensor) -> None:
+    deconvnet, units = Deconvnet(net, "conv4"), torch.tensor([[5, 3, 2, 2]])
+    with _forced(True), mock.patch.object(by_pixel, "by_tiles", wraps=by_tiles) as tiled:
+        deconvnet.reconstruct(images, units, via="images")
+        assert not any(call.kwargs for call in tiled.call_args_list)
+        deconvnet.attribute(images)
+        assert [call.kwargs for call in tiled.call_args_list].count({"forward": True}) == 2
