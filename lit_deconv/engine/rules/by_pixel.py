@@ -242,7 +242,7 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here, forward: bool = False)
     for begin in range(0, rows, together):
         end = min(begin + together, rows)
         some = [part.narrow(-3, 0, end - begin) for part in (down, tiles, products, across)]
-        _tiled(maps[2 * begin : 2 * end + 2], filters, found[2 * begin : 2 * end], *some, forward)
+        _tiled(maps[2 * begin : 2 * end + 2], filters, found[2 * begin : 2 * end], forward, *some)
     found = found[: bottom - top, : right - left]
     return found.unflatten(2, (seeds, -1)).permute(2, 3, 0, 1)
 
@@ -268,30 +268,32 @@ def _tiled(
     maps: Tensor,
     filters: Tensor,
     found: Tensor,
+    forward: bool,
     down: Tensor,
     tiles: Tensor,
     products: Tensor,
     across: Tensor,
-    forward: bool,
 ) -> None:
     """Some rows of tiles.
 
     Args:
         maps: [2 rows + 2, 2 columns + 2, U C].
         filters: [16, C, D].
-        found: [2 rows, 2 columns, U D], written to, as are the next.
+        found: [2 rows, 2 columns, U D], written to, as are the last four.
+        forward: Whether the filters are to be turned round: where they are transformed that exchanges
+            the first and the last.
         down: [4, rows, 2 columns + 2, U C].
         tiles: [4, 4, rows, columns, U C].
         products: [4, 4, rows, columns, U D].
         across: [2, 4, rows, columns, U D].
-        forward: Whether the filters are to be turned round: where they are transformed that exchanges
-            the first and the last.
     """
     rows, columns = tiles.shape[2:4]
     order = (3, 1, 2, 0) if forward else (0, 1, 2, 3)
-    pairs = [down[place] for place in order], [tiles[place] for place in order]
-    _differences(pairs[0], *(maps[place : place + 2 * rows - 1 : 2] for place in range(4)))
-    _differences(pairs[1], *(down[:, :, place : place + 2 * columns - 1 : 2] for place in range(4)))
+    by_row, by_column = ([part[place] for place in order] for part in (down, tiles))
+    _differences(by_row, *(maps[place : place + 2 * rows - 1 : 2] for place in range(4)))
+    _differences(
+        by_column, *(down[:, :, place : place + 2 * columns - 1 : 2] for place in range(4))
+    )
     torch.bmm(
         tiles.view(16, -1, filters.shape[1]), filters, out=products.view(16, -1, filters.shape[2])
     )
