@@ -292,7 +292,11 @@ class Deconvnet:
         return found
 
     def activations(self, inputs: Inputs, additional_forward_args: Any = None) -> Any:
-        """The layer's output [N, C, *map] in the forward pass that a reconstruction uses."""
+        """The layer's output [N, C, *map], the model's own to the bit.
+
+        A reconstruction of several images may on a CPU start from one that is rounded otherwise (by
+        about 1e-6 of the largest value), but its switches are those of this one.
+        """
         images, extra = checked_inputs(inputs), _as_tuple(additional_forward_args)
         with self._undisturbed():
             found = dict(self._forward.recorded(images, extra).activations)

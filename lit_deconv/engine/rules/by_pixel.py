@@ -153,8 +153,9 @@ def convolved(convolution: Callable[..., Any], arguments: Mapping[str, Any]) -> 
     """
     maps, weight, bias = arguments["input"], arguments["weight"], arguments["bias"]
     plain = maps.ndim == 4 and arguments["groups"] == 1 and not arguments["transposed"]
-    fast = maps.device.type == "cpu" and maps.dtype == weight.dtype in _FAST_FORWARD
-    if not plain or not fast or weight.shape[1] < _NARROW or torch.is_grad_enabled():
+    fast = torch.backends.mkldnn.is_available() and maps.device.type == "cpu"
+    fast = fast and maps.dtype == weight.dtype in _FAST_FORWARD and not torch.is_grad_enabled()
+    if not plain or not fast or weight.shape[1] < _NARROW:
         return convolution(**arguments)
     sides = per_dim(arguments["padding"], 2)
     here = [(2 - side, extent + side) for side, extent in zip(sides, maps.shape[2:], strict=True)]
