@@ -24,33 +24,50 @@ def configuration(model: nn.Module) -> Hashable:
         A key that differs where an attribute or a part was exchanged since. What the forward reads
         elsewhere, such as a global variable, is not in it.
     """
-    return tuple(
-        (id(module), type(module), _attributes(vars(module))) for module in model.modules()
-    )
+    # In one loop with few calls: each call of a Deconvnet asks for it, the smallest take 4 ms.
+    found: list[Any] = []
+    for module in modules_of(model):
+        found += (id(module), type(module))
+        for name, value in vars(module).items():
+            kind = type(value)
+            if kind in _EXACT:
+                found += (name, kind, value)  # 1 and True apart
+            elif isinstance(value, dict):
+                if value and name not in _TENSORS_AND_PARTS:
+                    found += (name, _key(value))
+            elif kind is tuple and _EXACT.issuperset(map(type, value)):
+                found += (name, tuple(map(type, value)), value)
+            elif name not in _TENSORS_AND_PARTS:
+                found += (name, _key(value))
+    return tuple(found)
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """The model and its parts, each once, in less time than the model's own iterator takes."""
+    found: dict[int, nn.Module] = {}
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is not None and id(module) not in found:
+            found[id(module)] = module
+            waiting += module._modules.values()
+    return list(found.values())
 
 
 def tensors_of(model: nn.Module) -> list[Tensor]:
-    """Parameters and buffers, in half the time of the model's own iterators."""
+    """Parameters and buffers, in less time than the model's own iterators take."""
     return [
         tensor
-        for module in model.modules()
+        for module in modules_of(model)
         for tensor in (*module._parameters.values(), *module._buffers.values())
         if tensor is not None
     ]
 
 
-def _attributes(found: Mapping[str, Any]) -> Hashable:
-    return tuple(
-        (name, _key(value))
-        for name, value in found.items()
-        if name not in _TENSORS_AND_PARTS and not (isinstance(value, dict) and not value)
-    )
-
-
 def _key(value: Any, depth: int = 4) -> Hashable:
     """The value of what is plain or holds it, nothing of tensors, the identity of everything else."""
     if type(value) in _EXACT:
-        return type(value), value  # 1 and True apart
+        return type(value), value
     if isinstance(value, Tensor):
         return Tensor  # as with weights, its identity is looked at where a plan reads it
     if isinstance(value, _PLAIN):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lit_deconv.engine.configuration import tensors_of
+from lit_deconv.engine.configuration import modules_of, tensors_of
 from lit_deconv.engine.precision import exact
 
 
@@ -24,7 +24,7 @@ def undisturbed(model: nn.Module, *, autocast: bool = False) -> Iterator[None]:
         model: Its modules' ``training`` flags are put back one by one, also after an exception.
         autocast: Leave the caller's autocast as it is.
     """
-    flags = [(module, module.training) for module in model.modules()]
+    flags = [(module, module.training) for module in modules_of(model)]
     devices = {tensor.device for tensor in tensors_of(model)}
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
