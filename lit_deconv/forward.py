@@ -50,6 +50,7 @@ class Forward:
         self.options = options
         self.output = output
         self._called_once = False
+        self._may_round = True
         self._ways = Ways(model)
 
     def recorded(
@@ -70,9 +71,13 @@ class Forward:
         """
         if self.path == "autograd":
             return self._by_autograd(images, extra)
-        tape = self.tape(images, extra, None if manner is None else manner.exact)
-        known = manner is not None and [op.name for op in tape.ops] == manner.ops
-        if known and not tape.faults:
+        known = (
+            None if manner is None or not self._may_round else self._known(images, extra, manner)
+        )
+        if known is not None:
+            return OnTape(known, images)
+        tape = self.tape(images, extra)
+        if manner is not None and manner.holds(tape):
             return OnTape(tape, images)
         if self.path == "rules" and tape.faults:
             raise UnsupportedOp(f"{tape.faults[0]}; use path='autograd' or 'auto'")
@@ -81,6 +86,22 @@ class Forward:
         ):
             return OnTape(tape, images)
         return self._by_autograd(images, extra)
+
+    def _known(
+        self, images: tuple[Tensor, ...], extra: tuple[Any, ...], manner: Manner
+    ) -> Tape | None:
+        """Records what may be rounded; None if the model does not take it as its few images have shown.
+
+        It may do something else for many images, or look at how its maps lie in memory. Then it is
+        not tried again.
+        """
+        try:
+            tape = self.tape(images, extra, manner.exact)
+        except Exception:  # whatever a model makes of it; what is its own comes again without
+            self._may_round = False
+            return None
+        self._may_round = manner.holds(tape)
+        return tape if self._may_round else None
 
     def recorded_apart(
         self, images: tuple[Tensor, ...], extra: tuple[Any, ...]

@@ -142,6 +142,11 @@ class Manner:
     runs: int
     exact: int
 
+    def holds(self, tape: Tape) -> bool:
+        """Whether a run was of this kind."""
+        same = [op.name for op in tape.ops] == self.ops and not tape.faults
+        return same and _deciding(tape) <= self.exact
+
 
 def target_rank(op: Op) -> int:
     """Number of dimensions of what an op returned."""
@@ -246,7 +251,7 @@ def _takes_any(op: Op) -> bool:
     if not isinstance(op.func, torch._ops.OpOverload) or op.func.namespace != "aten":
         return False
     kind = op.rule and (op.rule.kind(op) if callable(op.rule.kind) else op.rule.kind)
-    return kind not in (None, "view") and op.kept is None
+    return kind not in (None, "view") and op.kept is None and op.fault is None
 
 
 def _tapes(images: Tensor, read: Callable[[Tensor], Tape]) -> tuple[Tape, Tape | None, bool]:
