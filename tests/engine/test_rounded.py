@@ -207,11 +207,12 @@ def test_many_images_that_are_taken_otherwise_than_few(
 
 def test_a_bound_that_has_become_one(net: Net, images: Tensor) -> None:
     """A clamp at zero is a rectifier, elsewhere it needs the values."""
-    net.register_buffer("low", torch.zeros(()))
-    net.between = lambda x: x.clamp(min=net.low)
+    low = torch.zeros(())
+    net.register_buffer("low", low)
+    net.between = lambda x: x.clamp(min=low)
     deconvnet = Deconvnet(net, "conv4")
     assert "conv3" in _layers_rounded(net, lambda: deconvnet.attribute(images))
-    net.low.add_(0.25)
+    low.add_(0.25)
     with _forced(True):
         given = deconvnet.attribute(images)
     assert torch.equal(given, Deconvnet(net, "conv4").attribute(images))
