@@ -71,11 +71,10 @@ class Forward:
         """
         if self.path == "autograd":
             return self._by_autograd(images, extra)
-        known = (
-            None if manner is None or not self._may_round else self._known(images, extra, manner)
-        )
-        if known is not None:
-            return OnTape(known, images)
+        if manner is not None and self._may_round:
+            known = self._known(images, extra, manner)
+            if known is not None:
+                return OnTape(known, images)
         tape = self.tape(images, extra)
         if manner is not None and manner.holds(tape):
             return OnTape(tape, images)
@@ -97,7 +96,9 @@ class Forward:
         """
         try:
             tape = self.tape(images, extra, manner.exact)
-        except Exception:  # whatever a model makes of it; what is its own comes again without
+        except Exception:
+            # A model may raise anything where a map lies otherwise than it expects, such as from an
+            # assertion. What has another cause is not lost: it comes up again in the exact run.
             self._may_round = False
             return None
         self._may_round = manner.holds(tape)

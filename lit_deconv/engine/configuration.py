@@ -24,7 +24,8 @@ def configuration(model: nn.Module) -> Hashable:
         A key that differs where an attribute or a part was exchanged since. What the forward reads
         elsewhere, such as a global variable, is not in it.
     """
-    # In one loop with few calls: each call of a Deconvnet asks for it, the smallest take 4 ms.
+    # In one loop with few calls: it stands in front of every reconstruction, the smallest of which
+    # take milliseconds.
     found: list[Any] = []
     for module in modules_of(model):
         found += (id(module), type(module))

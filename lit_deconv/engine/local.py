@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_deconv.engine.configuration import configuration, tensors_of
+from lit_deconv.engine.configuration import configuration, modules_of, tensors_of
 from lit_deconv.engine.geometry import ReceptiveField, receptive_field
 from lit_deconv.engine.patches import NotLocal, PatchPlan, plan, whole_flops
 from lit_deconv.engine.tape import Op, Tape, Value, leaves
@@ -39,8 +39,8 @@ class Local:
         shape: Shape of its output behind the images.
         flops: Multiply-adds of the convolutions in front of it, for one image.
         largest: Numbers in the largest value on the way, for one image.
-        exact: How many ops, from the first, decide by a value: those behind the last may be rounded
-            otherwise.
+        exact: How many ops there are up to the last that decides by a value: those behind it may be
+            rounded otherwise.
         constants: Identities of the tensors that the plan uses.
         per_image: Those among them that could hold one row an image.
     """
@@ -216,7 +216,7 @@ class Ways:
             images: [N, C, *map].
             read: Records a forward pass of a few images.
         """
-        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self._model.modules())
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in modules_of(self._model))
         if hooked or not self._kept:
             return None
         ways = self.of(images, read)

@@ -174,7 +174,7 @@ def test_ops_that_need_the_values_or_their_layout(
     assert last.name == "max_pool2d_with_indices"
 
 
-def _in_sixteenths(net: Net, images: Tensor) -> tuple[Net, Tensor]:
+def _of_few_values(net: Net, images: Tensor) -> tuple[Net, Tensor]:
     """Few different values: windows hold equal ones, and what rounding makes of them decides."""
     for weight in net.parameters():
         weight.data = (weight.data * 10).round().clamp(-1, 1) / 10
@@ -193,7 +193,7 @@ def _in_sixteenths(net: Net, images: Tensor) -> tuple[Net, Tensor]:
 def test_many_images_that_are_taken_otherwise_than_few(
     more: Callable[[Tensor], Tensor], net: Net, images: Tensor
 ) -> None:
-    net, images = _in_sixteenths(net, images)
+    net, images = _of_few_values(net, images)
     net.between = lambda x: more(x) if len(x) > 3 else x
     deconvnet = Deconvnet(net, "conv4", path="rules")
     with _forced(True):
