@@ -24,7 +24,7 @@ _CHUNK_BYTES_ELSEWHERE = 256 << 20
 # Several maps of a chunk live at once: those of single units are to take no more than the forward
 # pass of the images did, unless that was next to nothing.
 _SHARE_OF_FORWARD = 4
-_CHUNK_BYTES_AT_LEAST = 2 << 20
+_CHUNK_BYTES_AT_LEAST = 1 << 20
 
 # Parts that start together: their seeds are small beside what they grow to.
 _PARTS = 16

@@ -217,7 +217,8 @@ def _kinds_of_margin(
     while True:
         steps = margin.sign() * ((margin.abs() + step - 1) // step)
         key = torch.zeros(len(steps), dtype=torch.int64)  # sorted far faster than rows are
-        for along in (steps - steps.amin(0)).unbind(1):
+        # From the interior to either side: later windows are smaller and fit where the first ones were.
+        for along in steps.where(steps >= 0, steps.amax(0) - steps).unbind(1):
             key = key * (along.max() + 1) + along
         found, kind, counts = key.unique(return_inverse=True, return_counts=True)
         if len(found) <= most or step > margin.abs().max():

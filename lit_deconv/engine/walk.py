@@ -77,7 +77,7 @@ def walk_in_parts(
     Yields:
         The number of seeds of a part, or of several, and what arrived of them at the inputs.
     """
-    yield from _walk_on(tape, len(tape.ops), {target: seed}, parts, room, full_from)
+    yield from _walk_on(tape, len(tape.ops), {target: seed}, parts, room, full_from, set())
 
 
 def _walk_on(
@@ -87,8 +87,9 @@ def _walk_on(
     parts: Sequence[Part],
     room: Mapping[Op, int],
     full_from: float,
+    supported: set[Value],
 ) -> Iterator[tuple[int, list[Signal | None]]]:
-    """From the ops before number ``behind`` back."""
+    """From the ops before number ``behind`` back; adds to what is known to be ``supported``."""
     for number in reversed(range(behind)):
         op = tape.ops[number]
         for index, output in enumerate(op.outputs):
@@ -96,11 +97,14 @@ def _walk_on(
                 continue
             if len(parts) > 1 and _count(parts) > room.get(op, math.inf):
                 for some, own in _split(signals, _grouped(parts, room[op])):
-                    yield from _walk_on(tape, number + 1, own, some, room, full_from)
+                    yield from _walk_on(tape, number + 1, own, some, room, full_from, supported)
                 return
-            why = why_unsupported(op, output, tape.samples)
-            if why or op.rule is None:
-                raise refusal(op, why)
+            if output not in supported:
+                why = why_unsupported(op, output, tape.samples)
+                if why:
+                    raise refusal(op, why)
+                supported.add(output)
+            assert op.rule is not None
             signal = _as_taken(op, signals.pop(output), index, full_from)
             contributions = list(op.rule.reverse(op, signal))
             for parent, contribution in contributions:
@@ -253,7 +257,7 @@ def _as_taken(op: Op, signal: Signal, index: int, full_from: float) -> Signal:
     if signal.channel is not None:
         one_hot = op.rule.one_hot(op) if callable(op.rule.one_hot) else op.rule.one_hot
         signal = signal if one_hot else signal.dense(output.shape[1])
-    return replace(signal, output=index)
+    return signal if signal.output == index else replace(signal, output=index)
 
 
 def _sum(one: Signal, other: Signal, value: Value) -> Signal:

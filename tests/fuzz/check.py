@@ -18,7 +18,7 @@ import lit_deconv
 from lit_deconv import Deconvnet, forward
 from lit_deconv.engine import local
 from lit_deconv.engine.errors import DeconvError, LayerError, UnsupportedOp
-from lit_deconv.engine.rules import by_pixel
+from lit_deconv.engine.rules import by_pixel, convolution
 
 from . import reference
 from .generator import Network, generate
@@ -201,7 +201,10 @@ def _check_by_pixel(
         "_SHARE_BY_TILES": math.inf,
     }
     for name, share in {"by taps": math.inf, "by tiles": -math.inf}.items():
-        with mock.patch.multiple(by_pixel, **forced, _SHARE_BY_TAPS=share):
+        with (
+            mock.patch.multiple(by_pixel, **forced, _SHARE_BY_TAPS=share),
+            mock.patch.multiple(convolution, _PRODUCTS_FROM=0, _PRODUCTS_FROM_PIXELS=0),
+        ):
             outcome.compare(f"whole/{name}", net.attribute(images), whole)
             patches, boxes = net.reconstruct(images, units, crop=True)
         outcome.compare(f"crop/{name}", uncropped(patches, boxes, images.shape[2:]), by_unit)

@@ -225,7 +225,7 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here, forward: bool = False)
     together = max(1, min(max(filters.shape[1], fewest), most) // (columns * seeds))
     together = -(-rows // -(-rows // together))
     channels, found_channels = (seeds * count for count in filters.shape[1:])
-    maps, down, tiles, products, across = _room(
+    maps, down, tiles, products, across = room(
         values,
         (2 * rows + 2, 2 * columns + 2, channels),
         (4, together, 2 * columns + 2, channels),
@@ -248,7 +248,7 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here, forward: bool = False)
     return found.unflatten(2, (seeds, -1)).permute(2, 3, 0, 1)
 
 
-def _room(like: Tensor, *shapes: Sequence[int]) -> list[Tensor]:
+def room(like: Tensor, *shapes: Sequence[int]) -> list[Tensor]:
     """Tensors of these shapes, which nobody reads any more once others are asked for.
 
     The allocator may ask the system for a large block each time, which takes longer, page by page,

@@ -12,26 +12,29 @@ from torch import Tensor
 
 from lit_deconv.engine.registry import reverse_rule
 from lit_deconv.engine.rules._shared import output
-from lit_deconv.engine.rules.by_pixel import by_map, cheapest, convolved
+from lit_deconv.engine.rules.by_pixel import by_map, cheapest, convolved, room
 from lit_deconv.engine.rules.resampling import per_dim
 from lit_deconv.engine.signal import Signal
 from lit_deconv.engine.tape import Op
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
-# Up to this many input channels an adjoint is cheaper to more channels: a strided one as a stride-1
-# convolution to stride^2 times as many, whose pixels are then put side by side, and on a CPU one of
-# stride 1 row by row of its filters.
+# Up to this many input channels a strided adjoint is cheaper as a convolution of stride 1 to stride^2
+# times as many, whose pixels are then put side by side.
 _FEW_CHANNELS = 4
-# Up to this many, half of the rows by half of the rows; more fill a CPU's vectors by themselves.
+# Up to this many PyTorch's kernel for CPUs leaves vectors empty, which a product of matrices does not.
 _FEW_FOR_VECTORS = 12
-# Signals of fewer values are not worth the further calls of either.
-_ROWS_FROM = 1 << 16
+# Signals of fewer values, or of smaller maps, are not worth the further calls; and how many numbers of
+# products are made at a time, which stay in the cache until they are added up.
+_PRODUCTS_FROM, _PRODUCTS_FROM_PIXELS, _PRODUCTS = 1 << 16, 64, 1 << 19
 
 # On CUDA, measured on an H200 (docs/benchmarks-cuda.md): cuDNN's own adjoint beats the sub-pixel form
 # for kernels and windows larger than these; and between these extents the flipped filters beat it.
 _SUBPIXELS_UP_TO = 5, 11
 _FLIPPED_FROM, _FLIPPED_TO, _FLIPPED_CHANNELS = 5, 11, 48
+# Up to so many bytes of filters that is as fast on a CPU, where what PyTorch's library makes and keeps
+# for each size that it meets takes half the memory.
+_FLIPPED_BYTES_ON_CPU = 1 << 18
 
 
 def _not_transposed(op: Op) -> bool:
@@ -118,7 +121,7 @@ def transposed_convolution(
     if plain and _subpixels_pay(values, weight, stride):
         return _cut(_by_subpixels(values, weight, stride[0]), here)
     if plain and _flipped_pays(values, weight, stride):
-        return _cut(_by_flipped_filters(values, weight), here)
+        return _by_flipped_filters(values, weight, here)
     if plain and stride == [1, 1]:
         return _at_stride_one(values, weight, here)
     if max(stride) > 1 and weight.shape[2:].numel() == 1:
@@ -135,8 +138,10 @@ def _at_stride_one(values: Tensor, weight: Tensor, here: Sequence[tuple[int, int
     if values.device.type == "cpu" and weight.shape[2:].numel() == 1:
         # Pixel by pixel it is a convolution, which is faster.
         return _cut(F.conv2d(values, weight.transpose(0, 1)), here)
-    if _row_groups(values, weight) > 1:
-        return _by_rows(values, weight, here)
+    if _products_pay(values, weight):
+        return _by_products(values, weight, here)
+    if values.device.type == "cpu" and weight.nbytes <= _FLIPPED_BYTES_ON_CPU:
+        return _by_flipped_filters(values, weight, here)
     return _dense(values, weight, here, [1, 1], [1, 1], 1)
 
 
@@ -183,41 +188,65 @@ def _flipped_pays(values: Tensor, weight: Tensor, stride: Sequence[int]) -> bool
     )
 
 
-def _row_groups(values: Tensor, weight: Tensor) -> int:
-    """In how many groups of rows to take the filters at stride 1; one leaves them as they are."""
-    channels, rows = weight.shape[1:3]
+def _products_pay(values: Tensor, weight: Tensor) -> bool:
     fast = values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
-    if not fast or values.numel() < _ROWS_FROM:
-        return 1
-    if channels <= _FEW_CHANNELS:
-        return rows if rows * channels <= weight.shape[0] else 1  # not larger than the signal
-    return 2 if channels <= _FEW_FOR_VECTORS and rows % 2 == 0 else 1
+    followed = torch.is_grad_enabled() and (values.requires_grad or weight.requires_grad)
+    if not fast or followed or weight.shape[1] > _FEW_FOR_VECTORS:
+        return False
+    enough = values.shape[2:].numel() >= _PRODUCTS_FROM_PIXELS
+    return enough and values.numel() >= _PRODUCTS_FROM
 
 
-def _by_flipped_filters(values: Tensor, weight: Tensor) -> Tensor:
+def _by_flipped_filters(values: Tensor, weight: Tensor, here: Sequence[tuple[int, int]]) -> Tensor:
     """At stride 1 a transposed convolution is a convolution with the filters turned round."""
-    reach = [extent - 1 for extent in weight.shape[2:]]
-    return F.conv2d(values, weight.flip(-1, -2).transpose(0, 1), padding=reach)
+    padding, left = [], []
+    for (first, stop), extent, kernel in zip(here, values.shape[2:], weight.shape[2:], strict=True):
+        reach = kernel - 1
+        side = min(max(0, reach - first, stop - extent), reach)
+        padding.append(side)
+        left.append((first - reach + side, stop - reach + side))
+    return _cut(F.conv2d(values, weight.flip(-1, -2).transpose(0, 1), padding=padding), left)
 
 
-def _by_rows(values: Tensor, weight: Tensor, here: Sequence[tuple[int, int]]) -> Tensor:
-    """At stride 1 to few channels: some rows of the filters by themselves, as channels, then their sum.
+def _by_products(values: Tensor, weight: Tensor, here: Sequence[tuple[int, int]]) -> Tensor:
+    """At stride 1 to few channels: one product of matrices for all places of the filters, then their sum.
 
-    A convolution to three channels leaves most of a CPU's vectors empty, one to three a row does not;
-    one to twelve leaves a quarter empty, one to twice twelve does not. To five or six channels what
-    was halved is halved again.
+    Each value is multiplied by all of its filter's weights at once. The products are added up along the
+    columns and then along the rows, some lines of some maps at a time.
     """
-    channels, groups = weight.shape[1], _row_groups(values, weight)
-    stacked = weight.unflatten(2, (groups, -1)).transpose(1, 2).flatten(1, 2)
-    rows, (first, stop) = stacked.shape[2], here[0]
-    by_group = _at_stride_one(values, stacked, [(0, values.shape[2] + rows - 1), here[1]])
-    found = by_group.new_zeros(len(values), channels, stop - first, by_group.shape[3])
-    for group, part in enumerate(by_group.split(channels, dim=1)):
-        above = group * rows
-        begin, end = max(0, first - above), min(part.shape[2], stop - above)
-        if begin < end:
-            found[:, :, begin + above - first : end + above - first] += part[:, :, begin:end]
-    return found
+    (top, bottom), (left, right) = here
+    channels, found, rows, columns = weight.shape
+    seeds, _, height, width = values.shape
+    filters = weight.permute(2, 3, 1, 0).reshape(1, -1, channels)
+    lines = max(1, min(height, _PRODUCTS // (filters.shape[1] * width)))
+    maps = max(1, _PRODUCTS // (filters.shape[1] * width * lines))
+    total = values.new_zeros(seeds, found, bottom - top, right - left)
+    for some, target in zip(values.split(maps), total.split(maps), strict=True):
+        count = len(some)
+        for first in range(0, height, lines):
+            block = some[:, :, first : first + lines]
+            size = block.shape[2:]
+            products, by_row = room(
+                values,
+                (count, filters.shape[1], size.numel()),
+                (count, rows, found, size[0], right - left),
+            )
+            torch.bmm(filters.expand(count, -1, -1), block.flatten(2), out=products)
+            by_place = products.view(count, rows, columns, found, *size)
+            by_row.zero_()
+            for column in range(columns):
+                start, end = max(0, left - column), min(width, right - column)
+                if start < end:
+                    along = column - left
+                    by_row[..., start + along : end + along] += by_place[
+                        :, :, column, ..., start:end
+                    ]
+            for row in range(rows):
+                down = first + row - top
+                start, end = max(0, -down), min(size[0], bottom - top - down)
+                if start < end:
+                    target[:, :, start + down : end + down] += by_row[:, row, :, start:end]
+    return total
 
 
 def _spread(values: Tensor, stride: Sequence[int], here: Sequence[tuple[int, int]]) -> Tensor:
@@ -240,11 +269,9 @@ def _by_subpixels(values: Tensor, weight: Tensor, stride: int) -> Tensor:
     padded = F.pad(weight, (0, right * stride - width, 0, down * stride - height))
     phases = padded.view(out_channels, in_channels, down, stride, right, stride)
     filters = phases.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
-    if values.is_cuda:
-        dense = _by_flipped_filters(values, filters)
-    else:
-        whole = _covered(values.shape[2:], filters, [1, 1], [1, 1])
-        dense = _at_stride_one(values, filters, [(0, extent) for extent in whole])
+    whole = [(0, extent) for extent in _covered(values.shape[2:], filters, [1, 1], [1, 1])]
+    at_stride_one = _by_flipped_filters if values.is_cuda else _at_stride_one
+    dense = at_stride_one(values, filters, whole)
     size = [
         (extent - 1) * stride + k
         for extent, k in zip(values.shape[2:], (height, width), strict=True)
