@@ -26,6 +26,10 @@ _CHUNK_BYTES_ELSEWHERE = 256 << 20
 _SHARE_OF_FORWARD = 4
 _CHUNK_BYTES_AT_LEAST = 1 << 20
 
+# What has been split is held while its parts go on, at each of several places on the way: before the
+# last of them single units stay together, on a CPU, as far as they fill such a share of a chunk.
+_SHARE_HELD = 4
+
 # Parts that start together: their seeds are small beside what they grow to.
 _PARTS = 16
 
@@ -159,7 +163,10 @@ class OnTape:
                         windows = None
                 sizes.append(value.shape[1:2].numel() * size)
             room[op] = self._rows(max(sizes, default=1), forward)
-        return room
+        if whole or self.images[0].device.type != "cpu":
+            return room
+        fewest = min(room.values(), default=1)
+        return {op: max(fewest, rows // _SHARE_HELD) for op, rows in room.items()}
 
     def _rows(self, numbers: int, forward: int | None) -> int:
         image = self.images[0]
