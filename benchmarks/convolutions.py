@@ -5,6 +5,8 @@
 Each form once on maps as PyTorch lays them, turned round on the way in and out, and once within a
 chain of such convolutions, where neither is needed. What the engine takes comes of a count whose
 constants were read off such a table; on another kind of CPU this shows whether they hold.
+
+To few channels, and with few filters, there is one form each.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import Tensor
 from benchmarks._errors import relative_error
 from benchmarks._measure import Table, interleaved, number, parsed, parser
 from lit_deconv.engine.rules.by_pixel import by_map, by_taps, by_tiles, cheapest, shared_work
+from lit_deconv.engine.rules.convolution import _by_flipped_filters, _by_products
 
 # Channels in and out, extent of the kernel and of the map, seeds; the whole or what lies in the map.
 SHAPES = tuple(
@@ -35,6 +38,13 @@ SHAPES = tuple(
         (512, 512, 3, ((3, 100, True), (5, 32, True), (7, 6, False), (14, 32, False), (28, 2, False))),
     )
     for extent, seeds, whole in rest
+)  # fmt: skip
+
+# Channels in and out, extent of the kernel and of the map, seeds.
+SHAPES_TO_FEW = (
+    (48, 3, 5, 9, 64), (48, 3, 5, 21, 14), (48, 3, 5, 32, 32), (64, 3, 3, 12, 100), (64, 3, 3, 40, 8),
+    (64, 3, 3, 224, 8), (32, 1, 3, 28, 32), (64, 12, 4, 28, 32), (64, 12, 4, 112, 8), (96, 48, 3, 11, 45),
+    (64, 64, 3, 40, 8),
 )  # fmt: skip
 
 
@@ -79,6 +89,34 @@ def measure(shapes: Sequence[tuple[int, int, int, int, int, bool]], repetitions:
     )
 
 
+def measure_to_few(shapes: Sequence[tuple[int, int, int, int, int]], repetitions: int) -> str:
+    """The table of those to few channels, or with few filters."""
+    table = Table(
+        "channels:", "kernel", "map", "seeds", "PyTorch's, ms", "products", "filters turned round", "error",
+    )  # fmt: skip
+    for channels, found, kernel, extent, seeds in shapes:
+        torch.manual_seed(0)
+        values = torch.randn(seeds, channels, extent, extent).clamp(min=0)
+        weight = torch.randn(channels, found, kernel, kernel)
+        whole = [(0, extent + kernel - 1)] * 2
+        sides = {
+            "usual": partial(F.conv_transpose2d, values, weight),
+            "products": partial(_by_products, values, weight, whole),
+            "turned": partial(_by_flipped_filters, values, weight, whole),
+        }
+        with torch.no_grad(), shared_work():
+            times = interleaved(sides, repetitions)
+            exact = F.conv_transpose2d(values.double(), weight.double())
+            errors = [relative_error(run(), exact).max() for run in sides.values()]
+        usual = times["usual"].seconds
+        table.row(
+            f"{channels} to {found}", f"{kernel} x {kernel}", f"{extent} x {extent}", seeds,
+            number(1e3 * usual), number(usual / times["products"].seconds),
+            number(usual / times["turned"].seconds), f"{float(max(errors)):.0e}",
+        )  # fmt: skip
+    return f"{table}\n\nTimes as fast as PyTorch's transposed convolution, medians as above."
+
+
 def _turned(run: partial[Tensor]) -> Tensor:
     return by_map(run())
 
@@ -90,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         described.error("the forms are for CPUs")
     shapes = [shape for shape in SHAPES if asked.only in f"{shape[0]} to {shape[1]}"]
     print(measure(shapes[:: 4 if asked.quick else 1], asked.repetitions))
+    few = [shape for shape in SHAPES_TO_FEW if asked.only in f"{shape[0]} to {shape[1]}"]
+    print(f"\n{measure_to_few(few[:: 4 if asked.quick else 1], asked.repetitions)}")
     return 0
 
 

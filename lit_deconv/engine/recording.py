@@ -23,7 +23,7 @@ _CHUNK_BYTES_ELSEWHERE = 256 << 20
 
 # Several maps of a chunk live at once: those of single units are to take no more than the forward
 # pass of the images did, unless that was next to nothing.
-_SHARE_OF_FORWARD = 4
+_SHARE_OF_FORWARD = 6
 _CHUNK_BYTES_AT_LEAST = 1 << 20
 
 # What has been split is held while its parts go on, at each of several places on the way: before the
