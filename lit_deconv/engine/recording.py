@@ -26,8 +26,9 @@ _CHUNK_BYTES_ELSEWHERE = 256 << 20
 _SHARE_OF_FORWARD = 6
 _CHUNK_BYTES_AT_LEAST = 1 << 20
 
-# What has been split is held while its parts go on, at each of several places on the way: before the
-# last of them single units stay together, on a CPU, as far as they fill such a share of a chunk.
+# What has been split is held while its parts go on, at each of several places on the way. Where the
+# forward pass bounds a chunk, single units stay together before the last of them as far as they fill
+# such a share of it: elsewhere that costs time, and what is held is little beside the forward.
 _SHARE_HELD = 4
 
 # Parts that start together: their seeds are small beside what they grow to.
@@ -163,9 +164,9 @@ class OnTape:
                         windows = None
                 sizes.append(value.shape[1:2].numel() * size)
             room[op] = self._rows(max(sizes, default=1), forward)
-        if whole or self.images[0].device.type != "cpu":
-            return room
         fewest = min(room.values(), default=1)
+        if forward is None or self._rows(1, forward) == self._rows(1, None):
+            return room
         return {op: max(fewest, rows // _SHARE_HELD) for op, rows in room.items()}
 
     def _rows(self, numbers: int, forward: int | None) -> int:
