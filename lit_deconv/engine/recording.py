@@ -23,13 +23,14 @@ _CHUNK_BYTES_ELSEWHERE = 256 << 20
 
 # Several maps of a chunk live at once: those of single units are to take no more than the forward
 # pass of the images did, unless that was next to nothing.
-_SHARE_OF_FORWARD = 6
-_CHUNK_BYTES_AT_LEAST = 1 << 20
+_SHARE_OF_FORWARD = 4
+_CHUNK_BYTES_AT_LEAST = 2 << 20
 
-# What has been split is held while its parts go on, at each of several places on the way. Where the
-# forward pass bounds a chunk, single units stay together before the last of them as far as they fill
-# such a share of it: elsewhere that costs time, and what is held is little beside the forward.
-_SHARE_HELD = 4
+# Where the largest map of an image takes no more than this on a CPU, a forward pass needs hardly more
+# than a chunk does. There a part is half a chunk, and what has been split, which is held while its parts
+# go on at each of several places on the way, an eighth.
+_SMALL_MAP_BYTES = 1 << 18
+_PART_OF_SMALL, _HELD_OF_SMALL = 2, 8
 
 # Parts that start together: their seeds are small beside what they grow to.
 _PARTS = 16
@@ -164,10 +165,13 @@ class OnTape:
                         windows = None
                 sizes.append(value.shape[1:2].numel() * size)
             room[op] = self._rows(max(sizes, default=1), forward)
-        fewest = min(room.values(), default=1)
-        if forward is None or self._rows(1, forward) == self._rows(1, None):
+        image = self.images[0]
+        if forward is None or image.device.type != "cpu":
             return room
-        return {op: max(fewest, rows // _SHARE_HELD) for op, rows in room.items()}
+        if forward * image.element_size() > _SMALL_MAP_BYTES * self.tape.samples:
+            return room
+        fewest = max(1, min(room.values(), default=1) // _PART_OF_SMALL)
+        return {op: max(fewest, rows // _HELD_OF_SMALL) for op, rows in room.items()}
 
     def _rows(self, numbers: int, forward: int | None) -> int:
         image = self.images[0]

@@ -19,11 +19,10 @@ from lit_deconv.engine.tape import Op
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
-# Up to this many input channels a strided adjoint is cheaper as a convolution of stride 1 to stride^2
-# times as many, whose pixels are then put side by side.
+# Up to this many input channels an adjoint is cheaper otherwise: a strided one as a convolution of stride 1
+# to stride^2 times as many, whose pixels are then put side by side, and on a CPU one of stride 1 as a
+# product of matrices, which leaves no vectors empty.
 _FEW_CHANNELS = 4
-# Up to this many PyTorch's kernel for CPUs leaves vectors empty, which a product of matrices does not.
-_FEW_FOR_VECTORS = 12
 # Signals of fewer values, or of smaller maps, are not worth the further calls; and how many numbers of
 # products are made at a time, which stay in the cache until they are added up.
 _PRODUCTS_FROM, _PRODUCTS_FROM_PIXELS, _PRODUCTS = 1 << 16, 64, 1 << 18
@@ -191,7 +190,7 @@ def _flipped_pays(values: Tensor, weight: Tensor, stride: Sequence[int]) -> bool
 def _products_pay(values: Tensor, weight: Tensor) -> bool:
     fast = values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
     followed = torch.is_grad_enabled() and (values.requires_grad or weight.requires_grad)
-    if not fast or followed or weight.shape[1] > _FEW_FOR_VECTORS:
+    if not fast or followed or weight.shape[1] > _FEW_CHANNELS:
         return False
     enough = values.shape[2:].numel() >= _PRODUCTS_FROM_PIXELS
     return enough and values.numel() >= _PRODUCTS_FROM
