@@ -26,12 +26,6 @@ _CHUNK_BYTES_ELSEWHERE = 256 << 20
 _SHARE_OF_FORWARD = 4
 _CHUNK_BYTES_AT_LEAST = 2 << 20
 
-# Where the largest map of an image takes no more than this on a CPU, a forward pass needs hardly more
-# than a chunk does. There a part is half a chunk, and what has been split, which is held while its parts
-# go on at each of several places on the way, an eighth.
-_SMALL_MAP_BYTES = 1 << 18
-_PART_OF_SMALL, _HELD_OF_SMALL = 2, 8
-
 # Parts that start together: their seeds are small beside what they grow to.
 _PARTS = 16
 
@@ -165,13 +159,7 @@ class OnTape:
                         windows = None
                 sizes.append(value.shape[1:2].numel() * size)
             room[op] = self._rows(max(sizes, default=1), forward)
-        image = self.images[0]
-        if forward is None or image.device.type != "cpu":
-            return room
-        if forward * image.element_size() > _SMALL_MAP_BYTES * self.tape.samples:
-            return room
-        fewest = max(1, min(room.values(), default=1) // _PART_OF_SMALL)
-        return {op: max(fewest, rows // _HELD_OF_SMALL) for op, rows in room.items()}
+        return room
 
     def _rows(self, numbers: int, forward: int | None) -> int:
         image = self.images[0]

@@ -358,29 +358,6 @@ def test_chunks_are_bounded_by_the_forward_pass_where_it_was_small() -> None:
     assert recording.rows_per_chunk(100 * megabyte, cpu, forward=1) == 1
 
 
-@pytest.mark.parametrize("extent", [32, 64])
-def test_a_network_with_small_maps_holds_less(extent: int) -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3),
-    ).eval()  # fmt: skip
-    images = torch.randn(2, 3, extent, extent)
-    tape = record(net, (images,), {"7": net[7]}, model=net)
-    walks = recording.OnTape(tape, (images,))
-    plan, room = walks._plan("7"), walks._room("7")
-    assert plan is not None
-    small = 4 * 32 * extent**2 <= recording._SMALL_MAP_BYTES
-    assert small == (extent == 32)
-    assert walks.units_per_part("7") == min(room.values()) < max(room.values())
-    for op, rows in room.items():
-        held = rows * max(
-            4 * math.prod(plan.extents[value].size) * value.shape[1] for value in op.parents
-        )
-        shared = rows > min(room.values())
-        assert held <= recording._CHUNK_BYTES_AT_LEAST // ((8 if shared else 2) if small else 1)
-
-
 def test_what_a_kept_patch_holds_outside_the_image_does_not_matter() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 5, padding=2), nn.ReLU()).double().eval()
