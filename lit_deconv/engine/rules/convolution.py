@@ -31,8 +31,8 @@ _PRODUCTS_FROM, _PRODUCTS_FROM_PIXELS, _PRODUCTS = 1 << 16, 64, 1 << 19
 # for kernels and windows larger than these; and between these extents the flipped filters beat it.
 _SUBPIXELS_UP_TO = 5, 11
 _FLIPPED_FROM, _FLIPPED_TO, _FLIPPED_CHANNELS = 5, 11, 48
-# Up to so many bytes of filters that is as fast on a CPU, where what PyTorch's library makes and keeps
-# for each size that it meets takes half the memory.
+# Up to so many bytes of filters that is about as fast on a CPU, where what PyTorch's library makes and
+# keeps for each size that it meets takes half the memory.
 _FLIPPED_BYTES_ON_CPU = 1 << 18
 
 
