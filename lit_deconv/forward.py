@@ -51,6 +51,7 @@ class Forward:
         self.output = output
         self._called_once = False
         self._may_round = True
+        self._reversible: tuple[Any, ...] = ()
         self._ways = Ways(model)
 
     def recorded(
@@ -80,11 +81,18 @@ class Forward:
             return OnTape(tape, images)
         if self.path == "rules" and tape.faults:
             raise UnsupportedOp(f"{tape.faults[0]}; use path='autograd' or 'auto'")
-        if self.path == "rules" or not any(
-            refusals(tape, tape.layers[name]) for name in self.layers
-        ):
+        if self.path == "rules" or self._rules_take(tape):
             return OnTape(tape, images)
         return self._by_autograd(images, extra)
+
+    def _rules_take(self, tape: Tape) -> bool:
+        """Whether rules have a way from the layers to the images, which is looked at once a kind of tape."""
+        kind = tape.kind()
+        if kind != self._reversible:
+            if any(refusals(tape, tape.layers[name]) for name in self.layers):
+                return False
+            self._reversible = kind
+        return True
 
     def _known(
         self, images: tuple[Tensor, ...], extra: tuple[Any, ...], manner: Manner

@@ -388,6 +388,41 @@ def test_a_model_that_is_switched_between_two_calls(switch: str, via: Any) -> No
     assert not near(given, before, 1e-2)
 
 
+class Turning(nn.Module):
+    """Does to its maps between two rectifiers what its attributes say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.behind = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.dim = 2
+        self.register_buffer("threshold", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        x = torch.where(x > self.threshold, x, torch.zeros_like(x))
+        return self.relu(self.behind(x.roll(1, self.dim)))
+
+
+def test_what_rules_took_once_is_looked_at_again_where_it_is_something_else() -> None:
+    torch.manual_seed(0)
+    model, x = Turning().to(DEVICE).eval(), torch.randn(2, 3, 6, 6, device=DEVICE)
+    kept = Deconvnet(model, "relu")
+    for change in ({}, {"dim": 3}, {"threshold": 0.3}, {"dim": 0}, {"dim": 2}):
+        for name, value in change.items():
+            if name == "threshold":
+                model.threshold.fill_(value)
+            else:
+                setattr(model, name, value)
+        anew = Deconvnet(model, "relu").attribute(x)
+        assert torch.equal(kept.attribute(x), anew), change
+        # Twice, for what was found out is kept.
+        assert torch.equal(kept.attribute(x), anew), change
+        assert torch.allclose(
+            Deconvnet(model, "relu", path="autograd").attribute(x), anew, atol=1e-6
+        )
+
+
 @pytest.mark.parametrize("via", ["auto", "images"])
 def test_pruned_and_reparametrised_weights(via: Any) -> None:
     model, x = Switched().eval(), torch.randn(2, 3, 24, 24)

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from lit_deconv.engine.configuration import tensors_of
 from lit_deconv.engine.errors import DeconvError, LayerError, UnsupportedOp
 from lit_deconv.engine.recognise import LocalResponseNormSeen, custom_functions_noted, seen_last
 from lit_deconv.engine.registry import Rule, Run, packet_of, rule_for
-from lit_deconv.engine.tape import Op, Options, Tape, Value, leaves, with_leaves
+from lit_deconv.engine.tape import Op, Options, Tape, Value, tensors_in, with_tensors
 
 # Ops that read only the shape, dtype or device of a tensor: what they return is a constant.
 _SHAPE_ONLY = {
@@ -144,31 +143,32 @@ class Recorder(TorchDispatchMode):
         exact: int | None,
     ) -> None:
         super().__init__()
+        modules = list(model.named_modules())
         self.tape = Tape(
             samples=inputs[0].shape[0],
             device=inputs[0].device,
             call=call,
             relus=frozenset(
                 name
-                for name, module in model.named_modules()
+                for name, module in modules
                 if isinstance(module, nn.ReLU) and type(module).forward is nn.ReLU.forward
             ),
         )
         self.options = options
         self.call, self.stop_early, self.choose = call, stop_early, choose
         self.exact = exact
-        self.names = {id(module): name for name, module in model.named_modules()}
+        self.names = {id(module): name for name, module in modules}
         self.wanted: dict[int, list[str]] = {}
         for name, module in layers.items():
             self.wanted.setdefault(id(module), []).append(name)
         self.layers = dict(layers)
         self.running: list[nn.Module] = []
-        self.values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.values = _ValueOfTensor()
         self.generation: dict[int, int] = {}
         self.memory: dict[int, StorageWeakRef] = {}
         self.paused = False
         self.state = {
-            StorageWeakRef(tensor.untyped_storage()).cdata: tensor
+            _memory_of(tensor): tensor
             for tensor in tensors_of(model)
             if tensor.device.type != "meta"
         }
@@ -287,10 +287,11 @@ class Recorder(TorchDispatchMode):
     # ---- tensors -------------------------------------------------------------------------
 
     def _storage(self, tensor: Tensor) -> int:
-        reference = StorageWeakRef(tensor.untyped_storage())
-        # Held, so that the key cannot be given to other memory while the tape is being made.
-        self.memory.setdefault(reference.cdata, reference)
-        return reference.cdata
+        key = _memory_of(tensor)
+        if key not in self.memory:
+            # Held, so that the key cannot be given to other memory while the tape is being made.
+            self.memory[key] = StorageWeakRef(tensor.untyped_storage())
+        return key
 
     def _track(self, tensor: Tensor, op: Op) -> Value:
         storage = self._storage(tensor)
@@ -315,7 +316,7 @@ class Recorder(TorchDispatchMode):
             if value.generation == self.generation[value.storage]:
                 return value
             why = "reads an activation that was overwritten in place through another view"
-        elif StorageWeakRef(tensor.untyped_storage()).cdata in self.generation:
+        elif _memory_of(tensor) in self.generation:
             why = "reads memory that an activation shares in a way that is not recorded"
         else:
             return None
@@ -343,53 +344,63 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if not isinstance(func, torch._ops.OpOverload):
             return func(*args, **kwargs)
-        if func._schema.is_mutable:
-            self._save_state(func, args, kwargs)
+        overload = _overload(func)
+        if overload.written:
+            self._save_state(overload.bound(args, kwargs), overload)
         if self.paused:
             return func(*args, **kwargs)
-        tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if not any(self.value_of(tensor) is not None for tensor in tensors):
+        tensors = tensors_in((*args, *kwargs.values()))
+        values = {
+            id(tensor): value for tensor in tensors if (value := self.value_of(tensor)) is not None
+        }
+        if not values:
             return func(*args, **kwargs)
-        name = packet_of(func)
-        lists_places = func is torch.ops.aten.where.default  # where(x) is nonzero(x)
-        rule = None if func._overloadname in _SHORTHANDS or lists_places else rule_for(name)
-        if rule is None and name not in _SHAPE_ONLY:
+        name = overload.name
+        if name in _SHAPE_ONLY:
+            return func(*args, **kwargs)
+        rule = rule_for(name)
+        if rule is None or overload.shorthand:
             with self:
-                result = _decomposed(func, args, kwargs)
+                result = _decomposed(func, overload, args, kwargs)
             if result is not NotImplemented:
                 return result
-        rule = rule_for(name)
         picks = name == "index" and any(
-            tensor.dtype == torch.bool and self.value_of(tensor) is not None for tensor in tensors
+            tensor.dtype == torch.bool and id(tensor) in values for tensor in tensors
         )
         if name in _READS_TO_PYTHON or picks:
             self.tape.faults.append(
                 f"{name} in {self.place()['module'] or 'the model'} hands a value of an activation to "
                 f"Python: what the forward does may depend on it"
             )
-        return self._recorded(func, name, rule, args, kwargs)
+        constants = [tensor for tensor in tensors if id(tensor) not in values]
+        op = Op(name, rule=rule, func=overload.out_of_place, **self.place())
+        bound = overload.bound(args, kwargs)
+        op.arguments = with_tensors(lambda tensor: values.get(id(tensor), tensor), bound)
+        for tensor in constants:
+            self.readers.setdefault(_memory_of(tensor), []).append(op)
+        result = self._run_and_keep(op, func, overload, args, kwargs, bound)
+        self.tape.ops.append(op)
+        self._track_result(result, op, overload.written_in(bound))
+        return result
 
-    def _save_state(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _save_state(self, bound: Mapping[str, Any], overload: _Overload) -> None:
         """Copies a parameter or buffer that the forward is about to write, to be put back at the end."""
-        for tensor in _written(func, _bound(func, args, kwargs)):
+        for tensor in overload.written_in(bound):
             self._keep_for_readers(tensor)
-            owner = self.state.pop(StorageWeakRef(tensor.untyped_storage()).cdata, None)
+            owner = self.state.pop(_memory_of(tensor), None)
             if owner is not None:
                 self.saved.append((owner, owner.detach().clone()))
 
     def _keep_for_readers(self, tensor: Tensor) -> None:
         """Gives the ops that read a constant a copy of it, before it is overwritten."""
-        key = StorageWeakRef(tensor.untyped_storage()).cdata
+        key = _memory_of(tensor)
 
-        def copy(leaf: Any) -> Any:
-            same = isinstance(leaf, Tensor) and (
-                StorageWeakRef(leaf.untyped_storage()).cdata == key
-            )
-            return leaf.detach().clone() if same else leaf
+        def copy(leaf: Tensor) -> Tensor:
+            return leaf.detach().clone() if _memory_of(leaf) == key else leaf
 
         for op in self.readers.pop(key, ()):
-            op.arguments = with_leaves(copy, op.arguments)
-            op.kept = with_leaves(copy, op.kept)
+            op.arguments = with_tensors(copy, op.arguments)
+            op.kept = with_tensors(copy, op.kept)
 
     def put_state_back(self) -> None:
         """Undoes what the forward wrote into parameters and buffers."""
@@ -397,31 +408,19 @@ class Recorder(TorchDispatchMode):
             self._keep_for_readers(owner)
             owner.detach().copy_(value)
 
-    def _recorded(
-        self, func: Any, name: str, rule: Rule | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        if name in _SHAPE_ONLY:
-            return func(*args, **kwargs)
-        tensors = _bound(func, args, kwargs)
-        op = Op(name, rule=rule, func=_out_of_place(func), **self.place())
-
-        op.arguments = with_leaves(self._as_argument, tensors)
-        for leaf in leaves(op.arguments):
-            if isinstance(leaf, Tensor):
-                key = StorageWeakRef(leaf.untyped_storage()).cdata
-                self.readers.setdefault(key, []).append(op)
-        result = self._run_and_keep(op, func, args, kwargs, tensors)
-        self.tape.ops.append(op)
-        self._track_result(result, op, _written(func, tensors))
-        return result
-
     def _as_argument(self, leaf: Any) -> Any:
         """A value in the place of a tensor that depends on the input."""
         value = self.value_of(leaf) if isinstance(leaf, Tensor) else None
         return leaf if value is None else value
 
     def _run_and_keep(
-        self, op: Op, func: Any, args: Any, kwargs: Any, tensors: Mapping[str, Any]
+        self,
+        op: Op,
+        func: Any,
+        overload: _Overload,
+        args: Any,
+        kwargs: Any,
+        tensors: Mapping[str, Any],
     ) -> Any:
         result: Any = None
         ran = False
@@ -429,7 +428,7 @@ class Recorder(TorchDispatchMode):
         try:
             if rule and rule.before:
                 op.kept = rule.before(op, tensors, None, self.options)
-            run = rule and self._run_of(rule, func)
+            run = rule and not overload.written and self._run_of(rule)
             result = run(func, tensors) if run else func(*args, **kwargs)
             ran = True
             if rule and rule.after:
@@ -439,9 +438,7 @@ class Recorder(TorchDispatchMode):
             op.fault = error.why or str(error)
         return result if ran else func(*args, **kwargs)
 
-    def _run_of(self, rule: Rule, func: Any) -> Run | None:
-        if func._schema.is_mutable:
-            return None
+    def _run_of(self, rule: Rule) -> Run | None:
         behind = self.exact is not None and len(self.tape.ops) >= self.exact
         return (behind and rule.run_rounded) or rule.run
 
@@ -475,47 +472,87 @@ class Recorder(TorchDispatchMode):
         return result
 
 
-def _decomposed(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+class _ValueOfTensor:
+    """The value of each tensor, forgotten with it: what torch's own dictionary does in ten times the time."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[weakref.ref[Tensor], Value]] = {}
+
+    def get(self, tensor: Tensor) -> Value | None:
+        """The tensor's value, None where it has none."""
+        found = self._found.get(id(tensor))
+        # The number of one that is gone may have been given to another.
+        return found[1] if found is not None and found[0]() is tensor else None
+
+    def __setitem__(self, tensor: Tensor, value: Value) -> None:
+        self._found[id(tensor)] = weakref.ref(tensor), value
+
+
+def _memory_of(tensor: Tensor) -> int:
+    """A number for the memory that a tensor lies in, the same for its views."""
+    return tensor.untyped_storage()._cdata
+
+
+def _decomposed(
+    func: Any, overload: _Overload, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
     """Runs a composite op as the ops that it is made of, NotImplemented where it is none.
 
     PyTorch's own kernel goes first: importing some parts of torch registers Python forms besides,
     and what is recorded must not depend on what else has been imported.
     """
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key):
-        return func._op_dk(key, *args, **kwargs)
+    if overload.composite:
+        return func._op_dk(_COMPOSITE, *args, **kwargs)
     return func.decompose(*args, **kwargs)
 
 
-class _Signature(NamedTuple):
-    """What an overload's schema says, which takes long to read.
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
+
+class _Overload(NamedTuple):
+    """What is read off an overload once, for its schema takes long to read.
 
     Attributes:
+        name: See ``Op``.
+        shorthand: Whether it stands for another op, so that a rule of its name is not its own.
         defaults: By argument name, in order.
         written: Names of the arguments that a call writes into.
+        composite: Whether PyTorch has a kernel that makes it of other ops.
+        out_of_place: The same overload that writes into nothing, None where there is none.
     """
 
+    name: str
+    shorthand: bool
     defaults: dict[str, Any]
     written: tuple[str, ...]
+    composite: bool
+    out_of_place: Callable[..., Any] | None
+
+    def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """A call's arguments by name, with the schema's defaults."""
+        return {**self.defaults, **dict(zip(self.defaults, args, strict=False)), **kwargs}
+
+    def written_in(self, bound: Mapping[str, Any]) -> list[Tensor]:
+        """The tensors that a call writes into."""
+        return tensors_in([bound[name] for name in self.written]) if self.written else []
 
 
 @cache
-def _signature(func: torch._ops.OpOverload) -> _Signature:
+def _overload(func: torch._ops.OpOverload) -> _Overload:
     arguments = func._schema.arguments
-    return _Signature(
+    lists_places = func is torch.ops.aten.where.default  # where(x) is nonzero(x)
+    return _Overload(
+        packet_of(func),
+        func._overloadname in _SHORTHANDS or lists_places,
         {argument.name: argument.default_value for argument in arguments},
         tuple(
             argument.name
             for argument in arguments
             if argument.alias_info is not None and argument.alias_info.is_write
         ),
+        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE),
+        _out_of_place(func),
     )
-
-
-def _written(func: torch._ops.OpOverload, bound: Mapping[str, Any]) -> list[Tensor]:
-    """The tensors that a call writes into."""
-    arguments = [bound[name] for name in _signature(func).written]
-    return [leaf for leaf in leaves(arguments) if isinstance(leaf, Tensor)]
 
 
 def _out_of_place(func: Any) -> Callable[..., Any] | None:
@@ -529,11 +566,3 @@ def _out_of_place(func: Any) -> Callable[..., Any] | None:
     names = [argument.name for argument in func._schema.arguments]
     same = found is not None and [argument.name for argument in found._schema.arguments] == names
     return found if same else None
-
-
-def _bound(
-    func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """An aten call's arguments by name, with the schema's defaults."""
-    defaults = _signature(func).defaults
-    return {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}

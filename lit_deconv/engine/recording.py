@@ -91,7 +91,9 @@ class OnTape:
         self.tape = tape
         self.images = images
         self.activations = tape.activations
+        self._fields: dict[str, ReceptiveField] = {}
         self._plans: dict[str, PatchPlan | None] = {}
+        self._rooms: dict[tuple[str, bool], dict[Op, int]] = {}
 
     def walk(self, layer: str, seed: Signal) -> list[Signal | None]:
         """See ``Recording``. Far from the layer a few images at a time, which fill the cache."""
@@ -117,7 +119,9 @@ class OnTape:
 
     def receptive_field(self, layer: str) -> ReceptiveField:
         """See ``Recording``."""
-        return receptive_field(self.tape, self.tape.layers[layer])
+        if layer not in self._fields:
+            self._fields[layer] = receptive_field(self.tape, self.tape.layers[layer])
+        return self._fields[layer]
 
     def interior(self, layer: str) -> Span:
         """See ``Recording``."""
@@ -144,6 +148,11 @@ class OnTape:
 
         A window that has grown to the map stays a map from there on.
         """
+        if (layer, whole) not in self._rooms:
+            self._rooms[layer, whole] = self._computed_room(layer, whole)
+        return self._rooms[layer, whole]
+
+    def _computed_room(self, layer: str, whole: bool) -> dict[Op, int]:
         windows, room = None if whole else self._plan(layer), {}
         path = on_path(self.tape, self.tape.layers[layer])
         forward = None if whole else max((value.shape.numel() for _, value in path), default=0)

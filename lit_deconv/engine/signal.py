@@ -111,11 +111,11 @@ class Signal:
 
     def carrying(self, values: Tensor) -> Signal:
         """Other values for the same seeds at the same place."""
-        return replace(self, values=values, owned=False)
+        return Signal(values, self.sample, self.window, self.output, self.channel)
 
     def anew(self, values: Tensor) -> Signal:
         """Values for the same seeds at the same place that an op has just made."""
-        return replace(self, values=values, owned=True)
+        return Signal(values, self.sample, self.window, self.output, self.channel, owned=True)
 
     def dense(self, channels: int) -> Signal:
         """The same signal with all of its channels."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -135,6 +135,44 @@ class Tape:
     relus: frozenset[str] = frozenset()
     gradients_off: list[str] = field(default_factory=list)
 
+    def kind(self) -> tuple[Any, ...]:
+        """All but the values of tensors: of two tapes that are equal in it, rules take both or neither."""
+        numbers: dict[Any, int] = {}
+        found: list[Any] = [self.samples, *self.faults]
+        for op in self.ops:
+            found += (op.name, op.rule, op.fault, op.func)
+            _describe(op.arguments.values(), numbers, found)
+            if isinstance(op.kept, dict):
+                found += ((name, _told(kept)) for name, kept in op.kept.items())
+            else:
+                found.append(_told(op.kept))
+            for value in op.outputs:
+                numbers[value] = len(numbers)
+                found.append(value and (value.shape, value.dtype, value.constant))
+        found += (numbers.get(value) for value in self.layers.values())
+        return tuple(found)
+
+
+def _told(kept: Any) -> Any:
+    """What a rule found out, where it kept that; else only of which kind it is."""
+    return kept if isinstance(kept, str) else type(kept)
+
+
+def _describe(arguments: Iterable[Any], numbers: Mapping[Any, int], found: list[Any]) -> None:
+    """Adds what a call was given: values by number, other tensors by shape."""
+    for argument in arguments:
+        kind = type(argument)
+        found.append(kind)
+        if isinstance(argument, Value):
+            found.append(numbers.get(argument))
+        elif isinstance(argument, Tensor):
+            found += (argument.shape, argument.dtype)
+        elif kind in (list, tuple):
+            found.append(len(argument))
+            _describe(argument, numbers, found)
+        else:
+            found.append(argument)
+
 
 # An op's arguments hold nothing but lists of tensors and numbers. Torch's own pytrees know more, and
 # took a sixth of the time of recording a network with small maps.
@@ -151,11 +189,24 @@ def leaves(arguments: dict[str, Any] | Sequence[Any]) -> list[Any]:
     return found
 
 
-def with_leaves(function: Callable[[Any], Any], arguments: Any) -> Any:
-    """The same arguments with each leaf replaced."""
+def tensors_in(arguments: Sequence[Any]) -> list[Tensor]:
+    """The tensors among them, lists opened."""
+    found: list[Tensor] = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            found.append(argument)
+        elif isinstance(argument, (list, tuple)):
+            found += tensors_in(argument)
+    return found
+
+
+def with_tensors(function: Callable[[Tensor], Any], arguments: Any) -> Any:
+    """The same arguments with each tensor replaced."""
+    if isinstance(arguments, Tensor):
+        return function(arguments)
     if isinstance(arguments, dict):
-        return {key: with_leaves(function, value) for key, value in arguments.items()}
+        return {key: with_tensors(function, value) for key, value in arguments.items()}
     if isinstance(arguments, (list, tuple)):
-        made = [with_leaves(function, argument) for argument in arguments]
+        made = [with_tensors(function, argument) for argument in arguments]
         return made if isinstance(arguments, list) else tuple(made)
-    return function(arguments)
+    return arguments

@@ -185,8 +185,10 @@ def why_unsupported(op: Op, output: Value, samples: int) -> str | None:
     if op.rule is None:
         return "has no reverse rule"
     for name, argument in op.arguments.items():
-        leaves = argument if isinstance(argument, (list, tuple)) else [argument]
-        if name not in op.rule.of and any(isinstance(leaf, Value) for leaf in leaves):
+        if name in op.rule.of:
+            continue
+        several = isinstance(argument, (list, tuple))
+        if any(isinstance(a, Value) for a in argument) if several else isinstance(argument, Value):
             return f"has an argument {name!r} that depends on the input"
     for value in (output, *(parent for parent in op.parents if not parent.constant)):
         if not value.shape or value.shape[0] != samples:

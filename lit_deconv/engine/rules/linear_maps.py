@@ -12,7 +12,7 @@ from lit_deconv.engine.errors import refusal
 from lit_deconv.engine.registry import reverse_rule
 from lit_deconv.engine.rules._shared import refuse_samples
 from lit_deconv.engine.signal import Signal
-from lit_deconv.engine.tape import Op, Options, Value, with_leaves
+from lit_deconv.engine.tape import Op, Options, Value, with_tensors
 
 
 def adjoint(op: Op, signal: Signal, name: str) -> Iterator[tuple[Any, Signal]]:
@@ -50,7 +50,7 @@ def _rows(signal: Signal, op: Op, argument: Any) -> Any:
 def _keep_others(op: Op, tensors: Mapping[str, Any], result: Any, options: Options) -> Any:
     linear_in = "input" if "input" in tensors else "self"
     return {
-        key: with_leaves(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, argument)
+        key: with_tensors(Tensor.clone, argument)
         for key, argument in tensors.items()
         if key != linear_in
     }

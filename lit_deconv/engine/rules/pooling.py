@@ -103,14 +103,13 @@ def switch_codes(
     lines = [
         math.prod(map_size[dim + 1 :]) for dim in range(spatial)
     ]  # flat steps of each dimension
-    places = list(itertools.product(*(range(extent) for extent in kernel)))
+    places = itertools.product(*(range(extent) for extent in kernel))
     steps = [_dot(place, dilation, lines) for place in places]
     if len(set(steps)) == len(steps):
         # The flat distance from the window's first pixel names the place: one look-up a switch.
         table = torch.zeros(max(steps) + 1, dtype=dtype, device=device)
-        table[torch.tensor(steps, device=device)] = torch.arange(len(steps), device=device).to(
-            dtype
-        )
+        numbers = torch.arange(len(steps), device=device).to(dtype)
+        table.scatter_(0, _steps_to_places(kernel, dilation, lines, device), numbers)
         first = torch.zeros((), dtype=torch.int64, device=device)
         for dim in range(spatial):
             along = torch.arange(indices.shape[2 + dim], device=device) * stride[dim] - padding[dim]
@@ -134,6 +133,16 @@ def switch_codes(
         place.add_(step, alpha=per_step)
         per_step *= kernel[dim]
     return place.to(dtype)
+
+
+def _steps_to_places(
+    kernel: Sequence[int], dilation: Sequence[int], lines: Sequence[int], device: torch.device
+) -> Tensor:
+    """Flat steps from a window's first pixel to each of its places, int64 [places]. Waits for no device."""
+    steps = torch.zeros((), dtype=torch.int64, device=device)
+    for extent, reach, line in zip(kernel, dilation, lines, strict=True):
+        steps = steps[..., None] + torch.arange(extent, device=device) * (reach * line)
+    return steps.flatten()
 
 
 def _few(indices: Tensor) -> int:
@@ -302,8 +311,7 @@ def _unpool_by_index(
         for extent, stride, begin in zip(size, switches.stride, padding, strict=True)
     )
     origin = rows[:, None] * width + columns
-    down = along(switches.kernel[0]) * switches.dilation[0] * width
-    step = (down[:, None] + along(switches.kernel[1]) * switches.dilation[1]).flatten()
+    step = _steps_to_places(switches.kernel, switches.dilation, [width, 1], values.device)
     codes = codes.expand(values.shape)
     index = step.index_select(0, codes.reshape(-1).to(torch.int32)).view(codes.shape).add_(origin)
     # Of contiguous values: on CUDA others are scattered, in any order.
