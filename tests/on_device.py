@@ -115,3 +115,10 @@ def pytest_configure(config: pytest.Config) -> None:
     mode = OnDevice(device)
     mode.__enter__()  # from here on, for what modules make when they are imported
     config.add_cleanup(lambda: mode.__exit__(None, None, None))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--device") != "cpu":
+        for item in items:
+            if item.get_closest_marker("cpu"):
+                item.add_marker(pytest.mark.skip(reason="asks which form a CPU takes"))

@@ -162,6 +162,7 @@ def test_filters_are_those_of_the_weight_as_it_is() -> None:
         assert len(shared.filters) == 0
 
 
+@pytest.mark.cpu
 def test_which_form_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
@@ -194,6 +195,7 @@ def test_which_form_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cheapest(half, half[0, 0, 0, 0].expand(512, 512, 3, 3), [(1, 15)] * 2) is None
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("name", "form"), [("_SHARE_BY_TAPS", "by_taps"), ("_SHARE_BY_TILES", "by_tiles")]
 )

@@ -104,6 +104,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("tiles", [True, False])
 def test_a_convolution_but_for_rounding(case: str, tiles: bool) -> None:
@@ -218,6 +219,7 @@ def test_a_bound_that_has_become_one(net: Net, images: Tensor) -> None:
     assert torch.equal(given, Deconvnet(net, "conv4").attribute(images))
 
 
+@pytest.mark.cpu
 def test_a_model_that_asserts_how_its_maps_lie(net: Net, images: Tensor) -> None:
     def checked(x: Tensor) -> Tensor:
         assert x.is_contiguous()
@@ -249,6 +251,7 @@ def test_pixels_are_those_of_the_exact_forward(
     assert (given - expected).abs().max() < 2e-6 * expected.abs().max()
 
 
+@pytest.mark.cpu
 def test_tiles_go_forward_only_where_whole_maps_go_back(net: Net, images: Tensor) -> None:
     deconvnet = Deconvnet(net, "conv4")
     units = _layers_rounded(net, lambda: deconvnet.reconstruct(images, UNITS))
