@@ -284,6 +284,13 @@ def _random_states(device: torch.device) -> list[Tensor]:
 def _settings(local: Local) -> list[Any]:
     """What a plan's ops are given besides tensors."""
     return [
-        (op.name, [leaf for leaf in leaves(op.arguments) if not isinstance(leaf, (Tensor, Value))])
+        (
+            op.name,
+            [
+                leaf
+                for leaf in leaves(op.arguments.values())
+                if not isinstance(leaf, (Tensor, Value))
+            ],
+        )
         for op in (local.plan.ops if local.plan is not None else ())
     ]

@@ -250,7 +250,7 @@ def _why_not_local(op: Op, value: Value) -> str | None:
     if "norm" in op.name and op.rule.before and op.kept is not None:
         return "takes its statistics from the whole batch"
     if op.name not in _SLIDING | _PER_CHANNEL:
-        for constant in leaves(op.arguments):
+        for constant in leaves(op.arguments.values()):
             # Broadcasting counts dimensions from the last one.
             if isinstance(constant, Tensor) and any(
                 extent > 1 for extent in constant.shape[-len(value.map_size) :]

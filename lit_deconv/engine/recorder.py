@@ -346,10 +346,11 @@ class Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         overload = _overload(func)
         if overload.written:
-            self._save_state(overload.bound(args, kwargs), overload)
+            self._save_state(overload.written_in(overload.bound(args, kwargs)))
         if self.paused:
             return func(*args, **kwargs)
-        tensors = tensors_in((*args, *kwargs.values()))
+        bound = overload.bound(args, kwargs)
+        tensors = overload.tensors(bound)
         values = {
             id(tensor): value for tensor in tensors if (value := self.value_of(tensor)) is not None
         }
@@ -374,8 +375,11 @@ class Recorder(TorchDispatchMode):
             )
         constants = [tensor for tensor in tensors if id(tensor) not in values]
         op = Op(name, rule=rule, func=overload.out_of_place, **self.place())
-        bound = overload.bound(args, kwargs)
-        op.arguments = with_tensors(lambda tensor: values.get(id(tensor), tensor), bound)
+        op.arguments = dict(bound)
+        for argument in overload.holding:
+            op.arguments[argument] = with_tensors(
+                lambda tensor: values.get(id(tensor), tensor), bound[argument]
+            )
         for tensor in constants:
             self.readers.setdefault(_memory_of(tensor), []).append(op)
         result = self._run_and_keep(op, func, overload, args, kwargs, bound)
@@ -383,9 +387,9 @@ class Recorder(TorchDispatchMode):
         self._track_result(result, op, overload.written_in(bound))
         return result
 
-    def _save_state(self, bound: Mapping[str, Any], overload: _Overload) -> None:
+    def _save_state(self, written: Sequence[Tensor]) -> None:
         """Copies a parameter or buffer that the forward is about to write, to be put back at the end."""
-        for tensor in overload.written_in(bound):
+        for tensor in written:
             self._keep_for_readers(tensor)
             owner = self.state.pop(_memory_of(tensor), None)
             if owner is not None:
@@ -516,7 +520,8 @@ class _Overload(NamedTuple):
         name: See ``Op``.
         shorthand: Whether it stands for another op, so that a rule of its name is not its own.
         defaults: By argument name, in order.
-        written: Names of the arguments that a call writes into.
+        holding: Names of the arguments that are tensors or lists of tensors.
+        written: Those of them that a call writes into.
         composite: Whether PyTorch has a kernel that makes it of other ops.
         out_of_place: The same overload that writes into nothing, None where there is none.
     """
@@ -524,6 +529,7 @@ class _Overload(NamedTuple):
     name: str
     shorthand: bool
     defaults: dict[str, Any]
+    holding: tuple[str, ...]
     written: tuple[str, ...]
     composite: bool
     out_of_place: Callable[..., Any] | None
@@ -532,9 +538,13 @@ class _Overload(NamedTuple):
         """A call's arguments by name, with the schema's defaults."""
         return {**self.defaults, **dict(zip(self.defaults, args, strict=False)), **kwargs}
 
+    def tensors(self, bound: Mapping[str, Any]) -> list[Tensor]:
+        """The tensors of a call."""
+        return tensors_in([bound[name] for name in self.holding])
+
     def written_in(self, bound: Mapping[str, Any]) -> list[Tensor]:
-        """The tensors that a call writes into."""
-        return tensors_in([bound[name] for name in self.written]) if self.written else []
+        """Those that it writes into."""
+        return tensors_in([bound[name] for name in self.written])
 
 
 @cache
@@ -545,6 +555,7 @@ def _overload(func: torch._ops.OpOverload) -> _Overload:
         packet_of(func),
         func._overloadname in _SHORTHANDS or lists_places,
         {argument.name: argument.default_value for argument in arguments},
+        tuple(argument.name for argument in arguments if "Tensor" in str(argument.type)),
         tuple(
             argument.name
             for argument in arguments

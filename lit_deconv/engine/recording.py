@@ -273,12 +273,11 @@ def cropped(signal: Signal | None, image: Tensor, field: ReceptiveField, units: 
     channels = image.shape[1]
     if signal is None:
         return image.new_zeros(len(units), channels, *field.size)
-    boxes = field.boxes(units[:, 2:])
-    start = boxes[:, : len(field.size)]
     if signal.window is not None:
         aligned = _cut_window(signal, field)
         if aligned is not None:
             return aligned.to(image.dtype)
+    start = field.boxes(units[:, 2:])[:, : len(field.size)]
     full = signal.full(image.shape[2:]).values
     under = Window(start, (1,) * len(field.size), (0,) * len(field.size))
     rows = torch.arange(len(units), device=full.device)

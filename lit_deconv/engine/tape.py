@@ -94,7 +94,7 @@ class Op:
     @cached_property
     def parents(self) -> list[Value]:
         """The values it read, in argument order, repeats included."""
-        return [leaf for leaf in leaves(self.arguments) if isinstance(leaf, Value)]
+        return [leaf for leaf in leaves(self.arguments.values()) if type(leaf) is Value]
 
     @property
     def where(self) -> str:
@@ -163,7 +163,9 @@ def _describe(arguments: Iterable[Any], numbers: Mapping[Any, int], found: list[
     for argument in arguments:
         kind = type(argument)
         found.append(kind)
-        if isinstance(argument, Value):
+        if kind in _NUMBERS:
+            found.append(argument)
+        elif kind is Value:
             found.append(numbers.get(argument))
         elif isinstance(argument, Tensor):
             found += (argument.shape, argument.dtype)
@@ -174,15 +176,18 @@ def _describe(arguments: Iterable[Any], numbers: Mapping[Any, int], found: list[
             found.append(argument)
 
 
+_NUMBERS = frozenset({int, float, bool, type(None)})
+
+
 # An op's arguments hold nothing but lists of tensors and numbers. Torch's own pytrees know more, and
 # took a sixth of the time of recording a network with small maps.
 
 
-def leaves(arguments: dict[str, Any] | Sequence[Any]) -> list[Any]:
+def leaves(arguments: Iterable[Any]) -> list[Any]:
     """What an op's arguments hold, lists opened."""
     found: list[Any] = []
-    for argument in arguments.values() if isinstance(arguments, dict) else arguments:
-        if isinstance(argument, (list, tuple, dict)):
+    for argument in arguments:
+        if isinstance(argument, (list, tuple)):
             found += leaves(argument)
         else:
             found.append(argument)

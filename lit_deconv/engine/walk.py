@@ -185,10 +185,11 @@ def why_unsupported(op: Op, output: Value, samples: int) -> str | None:
     if op.rule is None:
         return "has no reverse rule"
     for name, argument in op.arguments.items():
-        if name in op.rule.of:
-            continue
-        several = isinstance(argument, (list, tuple))
-        if any(isinstance(a, Value) for a in argument) if several else isinstance(argument, Value):
+        kind = type(argument)
+        depends = kind is Value or (
+            kind in (list, tuple) and any(type(a) is Value for a in argument)
+        )
+        if depends and name not in op.rule.of:
             return f"has an argument {name!r} that depends on the input"
     for value in (output, *(parent for parent in op.parents if not parent.constant)):
         if not value.shape or value.shape[0] != samples:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import reduce
 from typing import Any
 
 import torch
@@ -108,12 +108,10 @@ def switch_codes(
     if len(set(steps)) == len(steps):
         # The flat distance from the window's first pixel names the place: one look-up a switch.
         table = torch.zeros(max(steps) + 1, dtype=dtype, device=device)
-        numbers = torch.arange(len(steps), device=device).to(dtype)
-        table.scatter_(0, _steps_to_places(kernel, dilation, lines, device), numbers)
-        first = torch.zeros((), dtype=torch.int64, device=device)
-        for dim in range(spatial):
-            along = torch.arange(indices.shape[2 + dim], device=device) * stride[dim] - padding[dim]
-            first = first[..., None] + along * lines[dim]
+        numbers = torch.arange(len(steps), dtype=dtype, device=device)
+        table.scatter_(0, _grid(kernel, dilation, [0] * spatial, lines, device).flatten(), numbers)
+        begin = [-side for side in padding]
+        first = _grid(indices.shape[2:], stride, begin, lines, device)
         codes = torch.empty_like(indices, dtype=dtype)
         for some, found in zip(
             indices.split(_few(indices)), codes.split(_few(indices)), strict=True
@@ -135,14 +133,22 @@ def switch_codes(
     return place.to(dtype)
 
 
-def _steps_to_places(
-    kernel: Sequence[int], dilation: Sequence[int], lines: Sequence[int], device: torch.device
+def _grid(
+    size: Sequence[int],
+    step: Sequence[int],
+    begin: Sequence[int],
+    lines: Sequence[int],
+    device: torch.device,
 ) -> Tensor:
-    """Flat steps from a window's first pixel to each of its places, int64 [places]. Waits for no device."""
-    steps = torch.zeros((), dtype=torch.int64, device=device)
-    for extent, reach, line in zip(kernel, dilation, lines, strict=True):
-        steps = steps[..., None] + torch.arange(extent, device=device) * (reach * line)
-    return steps.flatten()
+    """Flat places in a map, int64 [*size]: along each dimension from ``begin`` on, ``step`` apart.
+
+    Made on the device, which is not waited for.
+    """
+    along = [
+        torch.arange(first * line, (first + extent * stride) * line, stride * line, device=device)
+        for extent, stride, first, line in zip(size, step, begin, lines, strict=True)
+    ]
+    return reduce(lambda before, behind: before[..., None] + behind, along)
 
 
 def _few(indices: Tensor) -> int:
@@ -304,16 +310,11 @@ def _unpool_by_index(
     frame = values.new_empty(1).expand(*values.shape[:2], *map_size)
     if values.numel() == 0:
         return values.new_zeros(frame.shape)
-    width = map_size[1]
-    along = partial(torch.arange, device=values.device)
-    rows, columns = (
-        along(extent) * stride - begin
-        for extent, stride, begin in zip(size, switches.stride, padding, strict=True)
-    )
-    origin = rows[:, None] * width + columns
-    step = _steps_to_places(switches.kernel, switches.dilation, [width, 1], values.device)
+    lines, device = [map_size[1], 1], values.device
+    origin = _grid(size, switches.stride, [-side for side in padding], lines, device)
+    steps = _grid(switches.kernel, switches.dilation, [0, 0], lines, device).flatten()
     codes = codes.expand(values.shape)
-    index = step.index_select(0, codes.reshape(-1).to(torch.int32)).view(codes.shape).add_(origin)
+    index = steps.index_select(0, codes.reshape(-1).to(torch.int32)).view(codes.shape).add_(origin)
     # Of contiguous values: on CUDA others are scattered, in any order.
     return torch.ops.aten.max_pool2d_with_indices_backward(
         by_map(values).contiguous(), frame, switches.kernel, switches.stride, padding, switches.dilation,
