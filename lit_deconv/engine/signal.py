@@ -42,14 +42,17 @@ class Window:
 
     def inside(self, size: Sequence[int], map_size: Sequence[int]) -> bool:
         """Whether all windows of ``size`` are known to lie in the map. False where it is not known."""
-        if self.span is None:
-            return False
-        return all(
-            low * stride + shift >= 0 and high * stride + shift + extent <= whole
-            for (low, high), stride, shift, extent, whole in zip(
-                self.span, self.stride, self.shift, size, map_size, strict=True
-            )
+        return not any(
+            any(self.leaves(dim, extent, whole))
+            for dim, (extent, whole) in enumerate(zip(size, map_size, strict=True))
         )
+
+    def leaves(self, dim: int, extent: int, whole: int) -> tuple[bool, bool]:
+        """Whether a window of this extent may begin before its map and end behind it, along a dimension."""
+        if self.span is None:
+            return True, True
+        (low, high), stride, shift = self.span[dim], self.stride[dim], self.shift[dim]
+        return low * stride + shift < 0, high * stride + shift + extent > whole
 
     def seen(self, size: Sequence[int], map_size: Sequence[int]) -> list[tuple[int, int]]:
         """First and last + 1 place, per dimension, of windows of ``size`` that some unit has in the map.
@@ -267,26 +270,31 @@ class Signal:
     def _places(self, map_size: Sequence[int]) -> Tensor:
         """Flat index into the map, the nearest inside it, int64 [U, 1, *window]."""
         index = torch.zeros((), dtype=torch.int64, device=self.values.device)
-        for line, whole in zip(self._lines(), map_size, strict=True):
-            index = index * whole + line.clamp(0, whole - 1)
+        for dim, whole in enumerate(map_size):
+            index = index * whole + self._line(dim).clamp(0, whole - 1)
         return index
 
     def _inside(self, map_size: Sequence[int]) -> Tensor:
-        """Whether each place lies in the map, bool [U, 1, *window]."""
+        """Whether each place lies in the map, bool, [U, 1, *window] or what broadcasts to it."""
+        assert self.window is not None
         inside = torch.ones((), dtype=torch.bool, device=self.values.device)
-        for line, whole in zip(self._lines(), map_size, strict=True):
-            inside = inside & ((line >= 0) & (line < whole))
+        for dim, (extent, whole) in enumerate(zip(self.values.shape[2:], map_size, strict=True)):
+            before, behind = self.window.leaves(dim, extent, whole)
+            line = self._line(dim) if before or behind else inside
+            if before:
+                inside = inside & (line >= 0)
+            if behind:
+                inside = inside & (line < whole)
         return inside
 
-    def _lines(self) -> Iterator[Tensor]:
-        """Per dimension the coordinates that each window covers, int64 [U, 1, ..., extent, ...]."""
+    def _line(self, dim: int) -> Tensor:
+        """The coordinates that each window covers along a dimension, int64 [U, 1, ..., extent, ...]."""
         assert self.window is not None
         position, size = self.window.position, self.values.shape[2:]
-        for dim, extent in enumerate(size):
-            shift = self.window.shift[dim]
-            along = torch.arange(shift, shift + extent, device=position.device)
-            line = position[:, dim, None] * self.window.stride[dim] + along
-            yield line.view(-1, 1, *(extent if d == dim else 1 for d in range(len(size))))
+        shift = self.window.shift[dim]
+        along = torch.arange(shift, shift + size[dim], device=position.device)
+        line = position[:, dim, None] * self.window.stride[dim] + along
+        return line.view(-1, 1, *(extent if d == dim else 1 for d, extent in enumerate(size)))
 
 
 def added(one: Signal, other: Signal, map_size: Sequence[int]) -> Signal:
