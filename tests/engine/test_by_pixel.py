@@ -86,6 +86,7 @@ def test_the_same_as_pytorchs_own(
     assert turned.is_contiguous() or not lies_by_pixel(given)
 
 
+@pytest.mark.cpu
 def test_errors_of_tiles_are_those_of_rounding() -> None:
     torch.manual_seed(0)
     values = torch.randn(4, 256, 14, 14).clamp(min=0)
