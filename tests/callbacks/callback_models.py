@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lit_deconv.callbacks import DeconvCallback
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -22,6 +23,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 EPOCHS = 2
 BATCHES = 2
+
+
+def small(**options: Any) -> DeconvCallback:
+    """As few pictures as there can be."""
+    given: dict[str, Any] = {"channels": 2, "probe": 2, "compare_images": 1, "on_error": "raise"}
+    return DeconvCallback(**(given | options))
 
 
 def tiny_net(channels: int = 3, classes: int = 3, norm: bool = False, p: float = 0.0) -> nn.Module:
