@@ -343,10 +343,10 @@ class Deconvnet:
         )
         told: set[str] = set()
         for where, some, recording in recordings:
-            yield where, some, recording
-            for name in self.layers:  # afterwards: it waits for the device
+            for name in self.layers:
                 if name not in told and _reported_not_finite(name, recording.activations[name]):
                     told.add(name)
+            yield where, some, recording
 
     def _by_patches(
         self,

@@ -51,8 +51,12 @@ class Forward:
         self.output = output
         self._called_once = False
         self._may_round = True
-        self._reversible: tuple[Any, ...] = ()
+        self._kind_taken: tuple[Any, ...] = ()
         self._ways = Ways(model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was found out: it names PyTorch's functions, which cannot be pickled."""
+        return {**vars(self), "_kind_taken": (), "_ways": Ways(self.model)}
 
     def recorded(
         self,
@@ -88,10 +92,10 @@ class Forward:
     def _rules_take(self, tape: Tape) -> bool:
         """Whether rules have a way from the layers to the images, which is looked at once a kind of tape."""
         kind = tape.kind()
-        if kind != self._reversible:
+        if kind != self._kind_taken:
             if any(refusals(tape, tape.layers[name]) for name in self.layers):
                 return False
-            self._reversible = kind
+            self._kind_taken = kind
         return True
 
     def _known(

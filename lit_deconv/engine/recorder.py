@@ -9,8 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +19,10 @@ from torch.utils._pytree import tree_leaves
 
 from lit_deconv.engine.configuration import tensors_of
 from lit_deconv.engine.errors import DeconvError, LayerError, UnsupportedOp
+from lit_deconv.engine.overload import Overload, decomposed, overload_of
 from lit_deconv.engine.recognise import LocalResponseNormSeen, custom_functions_noted, seen_last
-from lit_deconv.engine.registry import Rule, Run, packet_of, rule_for
-from lit_deconv.engine.tape import Op, Options, Tape, Value, tensors_in, with_tensors
+from lit_deconv.engine.registry import Rule, Run, rule_for
+from lit_deconv.engine.tape import Op, Options, Tape, Value, with_tensors
 
 # Ops that read only the shape, dtype or device of a tensor: what they return is a constant.
 _SHAPE_ONLY = {
@@ -36,8 +36,6 @@ _READS_TO_PYTHON = {
     "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "allclose", "masked_select",
     "_unique", "_unique2", "unique_dim", "unique_consecutive",
 }  # fmt: skip
-# Overloads that stand for another op: interpolation by factor, max(x, y) for maximum(x, y).
-_SHORTHANDS = {"vec", "other"}
 # Ops whose result is a constant to the signal.
 _STOPS = {"detach"}
 
@@ -344,12 +342,12 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if not isinstance(func, torch._ops.OpOverload):
             return func(*args, **kwargs)
-        overload = _overload(func)
+        overload = overload_of(func)
+        bound = overload.bound(args, kwargs)
         if overload.written:
-            self._save_state(overload.written_in(overload.bound(args, kwargs)))
+            self._save_state(overload.written_in(bound))
         if self.paused:
             return func(*args, **kwargs)
-        bound = overload.bound(args, kwargs)
         tensors = overload.tensors(bound)
         values = {
             id(tensor): value for tensor in tensors if (value := self.value_of(tensor)) is not None
@@ -362,7 +360,7 @@ class Recorder(TorchDispatchMode):
         rule = rule_for(name)
         if rule is None or overload.shorthand:
             with self:
-                result = _decomposed(func, overload, args, kwargs)
+                result = decomposed(func, overload, args, kwargs)
             if result is not NotImplemented:
                 return result
         picks = name == "index" and any(
@@ -375,11 +373,12 @@ class Recorder(TorchDispatchMode):
             )
         constants = [tensor for tensor in tensors if id(tensor) not in values]
         op = Op(name, rule=rule, func=overload.out_of_place, **self.place())
-        op.arguments = dict(bound)
-        for argument in overload.holding:
-            op.arguments[argument] = with_tensors(
-                lambda tensor: values.get(id(tensor), tensor), bound[argument]
-            )
+        for argument, given in bound.items():
+            if argument in overload.holding:
+                given = with_tensors(lambda tensor: values.get(id(tensor), tensor), given)
+            elif isinstance(given, list):
+                given = given.copy()  # a default is the schema's own
+            op.arguments[argument] = given
         for tensor in constants:
             self.readers.setdefault(_memory_of(tensor), []).append(op)
         result = self._run_and_keep(op, func, overload, args, kwargs, bound)
@@ -421,7 +420,7 @@ class Recorder(TorchDispatchMode):
         self,
         op: Op,
         func: Any,
-        overload: _Overload,
+        overload: Overload,
         args: Any,
         kwargs: Any,
         tensors: Mapping[str, Any],
@@ -477,7 +476,7 @@ class Recorder(TorchDispatchMode):
 
 
 class _ValueOfTensor:
-    """The value of each tensor, forgotten with it: what torch's own dictionary does in ten times the time."""
+    """The value of each tensor; of one that is gone none. Torch's own dictionary of this kind is slow."""
 
     def __init__(self) -> None:
         self._found: dict[int, tuple[weakref.ref[Tensor], Value]] = {}
@@ -495,85 +494,3 @@ class _ValueOfTensor:
 def _memory_of(tensor: Tensor) -> int:
     """A number for the memory that a tensor lies in, the same for its views."""
     return tensor.untyped_storage()._cdata
-
-
-def _decomposed(
-    func: Any, overload: _Overload, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Any:
-    """Runs a composite op as the ops that it is made of, NotImplemented where it is none.
-
-    PyTorch's own kernel goes first: importing some parts of torch registers Python forms besides,
-    and what is recorded must not depend on what else has been imported.
-    """
-    if overload.composite:
-        return func._op_dk(_COMPOSITE, *args, **kwargs)
-    return func.decompose(*args, **kwargs)
-
-
-_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
-
-
-class _Overload(NamedTuple):
-    """What is read off an overload once, for its schema takes long to read.
-
-    Attributes:
-        name: See ``Op``.
-        shorthand: Whether it stands for another op, so that a rule of its name is not its own.
-        defaults: By argument name, in order.
-        holding: Names of the arguments that are tensors or lists of tensors.
-        written: Those of them that a call writes into.
-        composite: Whether PyTorch has a kernel that makes it of other ops.
-        out_of_place: The same overload that writes into nothing, None where there is none.
-    """
-
-    name: str
-    shorthand: bool
-    defaults: dict[str, Any]
-    holding: tuple[str, ...]
-    written: tuple[str, ...]
-    composite: bool
-    out_of_place: Callable[..., Any] | None
-
-    def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """A call's arguments by name, with the schema's defaults."""
-        return {**self.defaults, **dict(zip(self.defaults, args, strict=False)), **kwargs}
-
-    def tensors(self, bound: Mapping[str, Any]) -> list[Tensor]:
-        """The tensors of a call."""
-        return tensors_in([bound[name] for name in self.holding])
-
-    def written_in(self, bound: Mapping[str, Any]) -> list[Tensor]:
-        """Those that it writes into."""
-        return tensors_in([bound[name] for name in self.written])
-
-
-@cache
-def _overload(func: torch._ops.OpOverload) -> _Overload:
-    arguments = func._schema.arguments
-    lists_places = func is torch.ops.aten.where.default  # where(x) is nonzero(x)
-    return _Overload(
-        packet_of(func),
-        func._overloadname in _SHORTHANDS or lists_places,
-        {argument.name: argument.default_value for argument in arguments},
-        tuple(argument.name for argument in arguments if "Tensor" in str(argument.type)),
-        tuple(
-            argument.name
-            for argument in arguments
-            if argument.alias_info is not None and argument.alias_info.is_write
-        ),
-        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE),
-        _out_of_place(func),
-    )
-
-
-def _out_of_place(func: Any) -> Callable[..., Any] | None:
-    """The same overload that writes into nothing."""
-    if not func._schema.is_mutable:
-        return func
-    namespace, _, name = func._schema.name.partition("::")
-    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
-    found = getattr(packet, func._overloadname, None)
-    # dropout calls its argument input, dropout_ calls it self.
-    names = [argument.name for argument in func._schema.arguments]
-    same = found is not None and [argument.name for argument in found._schema.arguments] == names
-    return found if same else None

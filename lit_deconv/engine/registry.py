@@ -50,6 +50,11 @@ class Rule:
     one_hot: bool | Callable[[Op], bool] = False
     kind: str | Callable[[Op], str] = "adjoint"
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is one of this package: these refuse a call by its kind, whatever its values."""
+        return self.reverse.__module__.startswith("lit_deconv.engine.rules.")
+
 
 def reverse_rule(
     *names: str,

@@ -43,11 +43,11 @@ class Window:
     def inside(self, size: Sequence[int], map_size: Sequence[int]) -> bool:
         """Whether all windows of ``size`` are known to lie in the map. False where it is not known."""
         return not any(
-            any(self.leaves(dim, extent, whole))
+            any(self.may_leave(dim, extent, whole))
             for dim, (extent, whole) in enumerate(zip(size, map_size, strict=True))
         )
 
-    def leaves(self, dim: int, extent: int, whole: int) -> tuple[bool, bool]:
+    def may_leave(self, dim: int, extent: int, whole: int) -> tuple[bool, bool]:
         """Whether a window of this extent may begin before its map and end behind it, along a dimension."""
         if self.span is None:
             return True, True
@@ -114,11 +114,11 @@ class Signal:
 
     def carrying(self, values: Tensor) -> Signal:
         """Other values for the same seeds at the same place."""
-        return Signal(values, self.sample, self.window, self.output, self.channel)
+        return replace(self, values=values, owned=False)
 
     def anew(self, values: Tensor) -> Signal:
         """Values for the same seeds at the same place that an op has just made."""
-        return Signal(values, self.sample, self.window, self.output, self.channel, owned=True)
+        return replace(self, values=values, owned=True)
 
     def dense(self, channels: int) -> Signal:
         """The same signal with all of its channels."""
@@ -279,12 +279,11 @@ class Signal:
         assert self.window is not None
         inside = torch.ones((), dtype=torch.bool, device=self.values.device)
         for dim, (extent, whole) in enumerate(zip(self.values.shape[2:], map_size, strict=True)):
-            before, behind = self.window.leaves(dim, extent, whole)
-            line = self._line(dim) if before or behind else inside
-            if before:
-                inside = inside & (line >= 0)
-            if behind:
-                inside = inside & (line < whole)
+            before, behind = self.window.may_leave(dim, extent, whole)
+            if before or behind:
+                line = self._line(dim)
+                inside = inside & (line >= 0) if before else inside
+                inside = inside & (line < whole) if behind else inside
         return inside
 
     def _line(self, dim: int) -> Tensor:

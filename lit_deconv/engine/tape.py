@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -136,16 +136,22 @@ class Tape:
     gradients_off: list[str] = field(default_factory=list)
 
     def kind(self) -> tuple[Any, ...]:
-        """All but the values of tensors: of two tapes that are equal in it, rules take both or neither."""
+        """What decides whether rules can take it: all but the values of tensors.
+
+        Equal for two tapes of which our own rules take both or neither. A rule of the user's may look at
+        anything, so a tape that has one is equal to no other.
+        """
         numbers: dict[Any, int] = {}
         found: list[Any] = [self.samples, *self.faults]
         for op in self.ops:
             found += (op.name, op.rule, op.fault, op.func)
+            if op.rule is not None and not op.rule.is_ours:
+                found.append(object())
             _describe(op.arguments.values(), numbers, found)
-            if isinstance(op.kept, dict):
-                found += ((name, _told(kept)) for name, kept in op.kept.items())
-            else:
-                found.append(_told(op.kept))
+            kept = op.kept if isinstance(op.kept, dict) else {"": op.kept}
+            found += (
+                (name, each if isinstance(each, str) else type(each)) for name, each in kept.items()
+            )
             for value in op.outputs:
                 numbers[value] = len(numbers)
                 found.append(value and (value.shape, value.dtype, value.constant))
@@ -153,9 +159,7 @@ class Tape:
         return tuple(found)
 
 
-def _told(kept: Any) -> Any:
-    """What a rule found out, where it kept that; else only of which kind it is."""
-    return kept if isinstance(kept, str) else type(kept)
+_NUMBERS = frozenset({int, float, bool, type(None)})
 
 
 def _describe(arguments: Iterable[Any], numbers: Mapping[Any, int], found: list[Any]) -> None:
@@ -169,40 +173,41 @@ def _describe(arguments: Iterable[Any], numbers: Mapping[Any, int], found: list[
             found.append(numbers.get(argument))
         elif isinstance(argument, Tensor):
             found += (argument.shape, argument.dtype)
-        elif kind in (list, tuple):
+        elif isinstance(argument, (list, tuple, dict)):
             found.append(len(argument))
-            _describe(argument, numbers, found)
+            _describe(_items(argument), numbers, found)
         else:
             found.append(argument)
 
 
-_NUMBERS = frozenset({int, float, bool, type(None)})
-
-
-# An op's arguments hold nothing but lists of tensors and numbers. Torch's own pytrees know more, and
-# took a sixth of the time of recording a network with small maps.
+# An op's arguments hold nothing but tensors, numbers, and lists and dicts of these. Torch's own pytrees
+# know more, and took a sixth of the time of recording a network with small maps.
 
 
 def leaves(arguments: Iterable[Any]) -> list[Any]:
-    """What an op's arguments hold, lists opened."""
+    """What an op's arguments hold, lists and dicts opened."""
     found: list[Any] = []
     for argument in arguments:
-        if isinstance(argument, (list, tuple)):
-            found += leaves(argument)
+        if isinstance(argument, (list, tuple, dict)):
+            found += leaves(_items(argument))
         else:
             found.append(argument)
     return found
 
 
-def tensors_in(arguments: Sequence[Any]) -> list[Tensor]:
-    """The tensors among them, lists opened."""
+def tensors_in(arguments: Iterable[Any]) -> list[Tensor]:
+    """The tensors among them."""
     found: list[Tensor] = []
     for argument in arguments:
         if isinstance(argument, Tensor):
             found.append(argument)
-        elif isinstance(argument, (list, tuple)):
-            found += tensors_in(argument)
+        elif isinstance(argument, (list, tuple, dict)):
+            found += tensors_in(_items(argument))
     return found
+
+
+def _items(argument: Any) -> Iterable[Any]:
+    return argument.values() if isinstance(argument, dict) else argument
 
 
 def with_tensors(function: Callable[[Tensor], Any], arguments: Any) -> Any:

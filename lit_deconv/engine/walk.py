@@ -13,7 +13,7 @@ from torch import Tensor
 from lit_deconv.engine.errors import AmbiguousProduct, UnsupportedOp, refusal
 from lit_deconv.engine.rules.by_pixel import by_map
 from lit_deconv.engine.signal import Signal, Span, added
-from lit_deconv.engine.tape import Op, Tape, Value
+from lit_deconv.engine.tape import Op, Tape, Value, leaves
 
 # A window with this share of its map's area costs more to place and clip than it saves.
 FULL_FROM = 0.9
@@ -184,13 +184,14 @@ def why_unsupported(op: Op, output: Value, samples: int) -> str | None:
         return op.fault
     if op.rule is None:
         return "has no reverse rule"
-    for name, argument in op.arguments.items():
-        kind = type(argument)
-        depends = kind is Value or (
-            kind in (list, tuple) and any(type(a) is Value for a in argument)
+    taken = [op.arguments[name] for name in op.rule.of if name in op.arguments]
+    if sum(type(leaf) is Value for leaf in leaves(taken)) < len(op.parents):
+        name = next(
+            name
+            for name, argument in op.arguments.items()
+            if name not in op.rule.of and any(type(leaf) is Value for leaf in leaves([argument]))
         )
-        if depends and name not in op.rule.of:
-            return f"has an argument {name!r} that depends on the input"
+        return f"has an argument {name!r} that depends on the input"
     for value in (output, *(parent for parent in op.parents if not parent.constant)):
         if not value.shape or value.shape[0] != samples:
             return f"does not keep the {samples} images apart along the first dimension"
