@@ -6,6 +6,7 @@ others are decomposed where PyTorch can) and what a rule wants kept.
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -94,7 +95,9 @@ def record(
         except DeconvError:
             raise
         except Exception as error:
-            if isinstance(error, NotImplementedError) and "HigherOrderOperator" in str(error):
+            # PyTorch calls them HOP up to 2.6.
+            of_higher_order = re.search(r"HigherOrderOperator|\bHOP\b", str(error))
+            if isinstance(error, NotImplementedError) and of_higher_order:
                 raise UnsupportedOp(
                     f"{recorder.place()['module'] or 'the model'} runs a control-flow operator such as "
                     f"torch.cond, whose branches cannot be recorded; write it as Python's own if"
