@@ -291,7 +291,12 @@ trainer = pytorch_lightning.Trainer(
 )
 trainer.fit(Lit(), loader(), loader())
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-c",
+        script,
+    ]  # elsewhere than beside a lit_deconv without its callbacks
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert pictures(tmp_path).keys() == TAGS
 
