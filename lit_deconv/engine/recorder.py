@@ -95,7 +95,7 @@ def record(
         except DeconvError:
             raise
         except Exception as error:
-            # PyTorch calls them HOP up to 2.6.
+            # What PyTorch raises where a mode meets an operator with branches: "HOP" up to 2.6.
             of_higher_order = re.search(r"HigherOrderOperator|\bHOP\b", str(error))
             if isinstance(error, NotImplementedError) and of_higher_order:
                 raise UnsupportedOp(

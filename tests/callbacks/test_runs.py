@@ -227,9 +227,9 @@ def test_two_that_log_different_things_of_the_same_layers(tmp_path: Path, drawn:
 
 def test_no_two_write_under_one_name(tmp_path: Path) -> None:
     tags = ["x", "x", "x_2", "x"]
-    run = trainer(tmp_path, *(small(tag=tag, channels=n + 1) for n, tag in enumerate(tags)))
-    given = [callback._tag_among(run) for callback in run.callbacks[:4]]  # type: ignore[attr-defined]
-    assert given == ["x", "x_3", "x_2", "x_4"]
+    ours = [small(tag=tag, channels=n + 1) for n, tag in enumerate(tags)]
+    run = trainer(tmp_path, *ours)
+    assert [callback._tag_among(run) for callback in ours] == ["x", "x_3", "x_2", "x_4"]
 
 
 def test_a_checkpoint_is_kept_by_a_number_of_ours(tmp_path: Path) -> None:
