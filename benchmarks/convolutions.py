@@ -21,8 +21,9 @@ from torch import Tensor
 
 from benchmarks._errors import relative_error
 from benchmarks._measure import Table, interleaved, number, parsed, parser
-from lit_deconv.engine.rules.by_pixel import by_map, by_taps, by_tiles, cheapest, shared_work
+from lit_deconv.engine.rules.by_pixel import by_taps, by_tiles, cheapest, shared_work
 from lit_deconv.engine.rules.convolution import _by_flipped_filters, _by_products
+from lit_deconv.engine.rules.layout import by_map
 
 # Channels in and out, extent of the kernel and of the map, seeds; the whole or what lies in the map.
 SHAPES = tuple(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_deconv.engine.errors import AmbiguousProduct, UnsupportedOp, refusal
-from lit_deconv.engine.rules.by_pixel import by_map
+from lit_deconv.engine.rules.layout import by_map
 from lit_deconv.engine.signal import Signal, Span, added
 from lit_deconv.engine.tape import Op, Tape, Value, leaves
 

@@ -16,14 +16,8 @@ from torch import Tensor, nn
 from lit_deconv import Deconvnet
 from lit_deconv.engine import record, walk
 from lit_deconv.engine.rules import by_pixel
-from lit_deconv.engine.rules.by_pixel import (
-    by_map,
-    by_taps,
-    by_tiles,
-    cheapest,
-    lies_by_pixel,
-    shared_work,
-)
+from lit_deconv.engine.rules.by_pixel import by_taps, by_tiles, cheapest, shared_work
+from lit_deconv.engine.rules.layout import by_map, lies_by_pixel
 from lit_deconv.engine.signal import Signal
 
 Here = Sequence[tuple[int, int]]

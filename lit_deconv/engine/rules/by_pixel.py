@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lit_deconv.engine.rules.layout import channels_last, lies_by_pixel, pixel_by_pixel
 from lit_deconv.engine.rules.resampling import per_dim
 
 _Here: TypeAlias = "Sequence[tuple[int, int]]"
@@ -75,24 +76,6 @@ def shared_work(whole_maps: bool = False) -> Iterator[None]:
         yield
     finally:
         _shared.reset(token)
-
-
-def lies_by_pixel(values: Tensor) -> bool:
-    """Whether a map lies as described above and neither as PyTorch lays it nor ``channels_last``."""
-    if values.ndim != 4 or values.is_contiguous() or len(values) == 1:
-        return False
-    return values.stride(1) == 1 and values.stride(0) == values.shape[1]
-
-
-def by_map(values: Tensor) -> Tensor:
-    """A map that lies by pixel as PyTorch lays it, any other as it is.
-
-    Turned round as one matrix, which PyTorch does by blocks: half the time of the same by dimensions.
-    """
-    if not lies_by_pixel(values):
-        return values
-    pixels = values.permute(2, 3, 0, 1).contiguous().view(values.shape[2:].numel(), -1)
-    return pixels.t().contiguous().view(values.shape)
 
 
 def cheapest(values: Tensor, weight: Tensor, here: _Here) -> _Form | None:
@@ -165,8 +148,7 @@ def convolved(convolution: Callable[..., Any], arguments: Mapping[str, Any]) -> 
         found = by_tiles(maps, weight, here, forward=True)
         found = found.contiguous(memory_format=torch.channels_last)
         return found if bias is None else found.add_(bias.view(-1, 1, 1))
-    maps = maps.contiguous(memory_format=torch.channels_last)
-    return convolution(**{**arguments, "input": maps})
+    return convolution(**{**arguments, "input": channels_last(maps)})
 
 
 def _tiles_pay_forward(maps: Tensor, weight: Tensor, here: _Here) -> bool:
@@ -185,7 +167,7 @@ def _tiles_pay_forward(maps: Tensor, weight: Tensor, here: _Here) -> bool:
 def by_taps(values: Tensor, weight: Tensor, here: _Here) -> Tensor:
     """One product for each place in the filters, of those pixels alone that it meets in the map."""
     (top, bottom), (left, right) = here
-    maps = values.permute(2, 3, 0, 1).contiguous()
+    maps = pixel_by_pixel(values)
     taps = weight.permute(2, 3, 0, 1).contiguous()
     height, width = maps.shape[:2]
     found = maps.new_zeros(bottom - top, right - left, len(values), weight.shape[1])
@@ -236,7 +218,7 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here, forward: bool = False)
     # A pixel wanted meets the two in front of its place and that one itself.
     first, start = min(max(0, top - 2), height), min(max(0, left - 2), width)
     stop, end = min(height, top + 2 * rows), min(width, left + 2 * columns)
-    inside = values[:, :, first:stop, start:end].permute(2, 3, 0, 1)
+    inside = pixel_by_pixel(values)[first:stop, start:end]
     target = maps.zero_().unflatten(2, (seeds, -1))
     target[first - top + 2 : stop - top + 2, start - left + 2 : end - left + 2] = inside
     found = values.new_empty(2 * rows, 2 * columns, found_channels)

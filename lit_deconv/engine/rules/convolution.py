@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lit_deconv.engine.registry import reverse_rule
 from lit_deconv.engine.rules._shared import output
-from lit_deconv.engine.rules.by_pixel import by_map, cheapest, convolved, room
+from lit_deconv.engine.rules.by_pixel import cheapest, convolved, room
+from lit_deconv.engine.rules.layout import by_map
 from lit_deconv.engine.rules.resampling import per_dim
 from lit_deconv.engine.signal import Signal
 from lit_deconv.engine.tape import Op

@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_deconv.engine.errors import refusal
 from lit_deconv.engine.registry import reverse_rule
 from lit_deconv.engine.rules._shared import refuse_samples
-from lit_deconv.engine.rules.by_pixel import by_map
+from lit_deconv.engine.rules.layout import by_map, transposed
 from lit_deconv.engine.rules.resampling import per_dim
 from lit_deconv.engine.signal import Signal, Window
 from lit_deconv.engine.tape import Op, Options
@@ -189,16 +189,17 @@ def pooled(pool: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Tens
     maps: Tensor = arguments["self"]
     plain = maps.device.type == "cpu" and maps.dtype in (torch.float32, torch.float64)
     of_images = pool is torch.ops.aten.max_pool2d_with_indices.default and maps.ndim == 4
-    if not plain or not of_images or not maps.is_contiguous() or not maps.numel():
-        return pool(**arguments)
     size = maps.shape[2:]
+    usual = plain and of_images and maps.is_contiguous() and maps.numel() > 0
+    if not usual or size.numel() > torch.iinfo(torch.int32).max:
+        return pool(**arguments)
     flat = maps.reshape(-1, size.numel())
     found: list[Tensor] = []
     start = 0
-    # Transposed as matrices, which PyTorch does by blocks: as channels_last, maps of 32 x 32 took thrice.
+    # Transposed as matrices, which is fast.
     for some in flat.split(max(_SIDE_BY_SIDE, _CACHED // size.numel())):
         count = len(some)
-        channels = some.t().contiguous().view(1, *size, count).permute(0, 3, 1, 2)
+        channels = transposed(some).view(1, *size, count).permute(0, 3, 1, 2)
         try:
             parts = pool(**{**arguments, "self": channels})
         except RuntimeError:
@@ -207,7 +208,9 @@ def pooled(pool: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Tens
             found = [part.new_empty(len(flat), *part.shape[2:]) for part in parts]
         for whole, part in zip(found, parts, strict=True):
             pixels = part.permute(0, 2, 3, 1).reshape(-1, count)
-            whole[start : start + count].flatten(1).copy_(pixels.t())
+            if pixels.dtype == torch.int64:
+                pixels = pixels.int()  # which is turned faster
+            whole[start : start + count].flatten(1).copy_(transposed(pixels))
         start += count
     values, indices = (whole.unflatten(0, maps.shape[:2]) for whole in found)
     return values, indices

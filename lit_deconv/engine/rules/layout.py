@@ -1,0 +1,74 @@
+"""How maps lie in memory, and turning them round."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Numbers that PyTorch's shuffle of channels moves by vectors, by their bytes, and on which CPUs.
+_MOVED_BY_VECTORS = {1: torch.uint8, 4: torch.float32}
+_VECTORS = ("AVX2", "AVX512")
+# Numbers below which its calls cost more than is gained.
+_FEW = 1 << 14
+
+
+def transposed(matrices: Tensor) -> Tensor:
+    """Transposes matrices, bit by bit.
+
+    A CPU copies what is transposed number by number. To shuffle the channels of a pixel is to transpose
+    a matrix, too, which for ``channels_last`` is done by vectors.
+
+    Args:
+        matrices: [..., M, N].
+
+    Returns:
+        [..., N, M], contiguous.
+    """
+    moved_as = _MOVED_BY_VECTORS.get(matrices.element_size())
+    on_cpu = matrices.device.type == "cpu" and not matrices.is_complex()
+    by_vectors = moved_as is not None and matrices.is_contiguous() and matrices.numel() > _FEW
+    if not on_cpu or not by_vectors or torch.backends.cpu.get_cpu_capability() not in _VECTORS:
+        return matrices.mT.contiguous()
+    numbers = matrices if matrices.dtype == moved_as else matrices.view(moved_as)
+    pixels = numbers.view(1, -1, 1, matrices.shape[-2:].numel()).permute(0, 3, 1, 2)
+    shuffled = torch.channel_shuffle(pixels, matrices.shape[-2]).permute(0, 2, 3, 1)
+    found = shuffled.reshape(*matrices.shape[:-2], matrices.shape[-1], matrices.shape[-2])
+    return found if matrices.dtype == moved_as else found.view(matrices.dtype)
+
+
+def pixel_by_pixel(maps: Tensor) -> Tensor:
+    """Maps with what is at a pixel side by side.
+
+    Args:
+        maps: [U, C, h, w].
+
+    Returns:
+        [h, w, U, C], contiguous.
+    """
+    if not maps.is_contiguous():
+        return maps.permute(2, 3, 0, 1).contiguous()
+    seeds, channels, *size = maps.shape
+    return transposed(maps.view(seeds * channels, -1)).view(*size, seeds, channels)
+
+
+def channels_last(maps: Tensor) -> Tensor:
+    """The same in that layout of PyTorch's; [U, C, h, w]."""
+    if not maps.is_contiguous():
+        return maps.contiguous(memory_format=torch.channels_last)
+    pixels = transposed(maps.flatten(2)).unflatten(1, maps.shape[2:])
+    return pixels.permute(0, 3, 1, 2)
+
+
+def lies_by_pixel(values: Tensor) -> bool:
+    """Whether a map lies as ``by_pixel`` says, neither as PyTorch lays it nor ``channels_last``."""
+    if values.ndim != 4 or values.is_contiguous() or len(values) == 1:
+        return False
+    return values.stride(1) == 1 and values.stride(0) == values.shape[1]
+
+
+def by_map(values: Tensor) -> Tensor:
+    """A map that lies by pixel as PyTorch lays it, any other as it is; [U, C, h, w]."""
+    if not lies_by_pixel(values):
+        return values
+    pixels = values.permute(2, 3, 0, 1).contiguous().view(values.shape[2:].numel(), -1)
+    return transposed(pixels).view(values.shape)
