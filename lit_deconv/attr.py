@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from lit_deconv.engine.errors import LayerError, SelectorError, UnsupportedOp
 from lit_deconv.engine.geometry import receptive_field
-from lit_deconv.engine.local import Layout
-from lit_deconv.engine.recording import Recording
+from lit_deconv.engine.joining import joined
+from lit_deconv.engine.local import Layout, together_bytes
+from lit_deconv.engine.recording import Recorded
 from lit_deconv.engine.rules.by_pixel import shared_work
 from lit_deconv.engine.tape import Options
 from lit_deconv.engine.undisturbed import undisturbed
@@ -333,11 +334,18 @@ class Deconvnet:
             yield
 
     def _recorded(
-        self, images: tuple[Tensor, ...], extra: tuple[Any, ...], apart: bool = True
-    ) -> Iterator[tuple[slice, tuple[Tensor, ...], Recording]]:
-        """Recordings of the images, of some at a time where they may be taken ``apart``."""
+        self,
+        images: tuple[Tensor, ...],
+        extra: tuple[Any, ...],
+        apart: bool = True,
+        joined: bool = False,
+    ) -> Iterator[Recorded]:
+        """Recordings of the images, of some at a time where they may be taken ``apart``.
+
+        They may be more where they are to be ``joined`` again.
+        """
         recordings = (
-            self._forward.recorded_apart(images, extra)
+            self._forward.recorded_apart(images, extra, joined)
             if apart
             else [(slice(0, len(images[0])), images, self._forward.recorded(images, extra))]
         )
@@ -392,7 +400,8 @@ class Deconvnet:
         chosen: dict[str, Tensor] = {}
         found: dict[str, list[Tensor]] = {}
         fields = {}
-        for where, some, recording in self._recorded(images, extra, apart):
+        recorded = self._recorded(images, extra, apart, joined=True)
+        for where, some, recording in joined(recorded, images, together_bytes(images[0].device)):
             for name in units:
                 if name not in found:
                     shape = list(recording.activations[name].shape)

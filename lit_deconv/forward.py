@@ -12,7 +12,7 @@ from lit_deconv.engine.autograd import record_autograd
 from lit_deconv.engine.errors import ChannelsError, DeconvError, LayerError, UnsupportedOp
 from lit_deconv.engine.local import Local, Manner, Ways
 from lit_deconv.engine.recorder import only_tensor, record
-from lit_deconv.engine.recording import ByAutograd, OnTape, Recording
+from lit_deconv.engine.recording import ByAutograd, OnTape, Recorded, Recording
 from lit_deconv.engine.tape import Options, Tape
 from lit_deconv.engine.walk import refusals
 
@@ -117,18 +117,19 @@ class Forward:
         return tape if self._may_round else None
 
     def recorded_apart(
-        self, images: tuple[Tensor, ...], extra: tuple[Any, ...]
-    ) -> Iterator[tuple[slice, tuple[Tensor, ...], Recording]]:
+        self, images: tuple[Tensor, ...], extra: tuple[Any, ...], joined: bool = False
+    ) -> Iterator[Recorded]:
         """Records the images in as many runs as suit the cache, where none matters to the others.
 
         Args:
             images: The inputs, each [N, ...].
             extra: Further arguments of the model.
+            joined: Whether the recordings are to be joined again.
 
         Yields:
             Which images, these images, and their recording.
         """
-        manner = self._manner(images, extra)
+        manner = self._manner(images, extra, joined)
         start = 0
         runs = manner.runs if manner else 1
         for some in zip(*(image.tensor_split(runs) for image in images), strict=True):
@@ -136,11 +137,13 @@ class Forward:
             yield slice(start, start + len(some[0])), some, recording
             start += len(some[0])
 
-    def _manner(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> Manner | None:
+    def _manner(
+        self, images: tuple[Tensor, ...], extra: tuple[Any, ...], joined: bool
+    ) -> Manner | None:
         few = len(images[0]) < 4 or images[0].nbytes < _SMALL
         if few or not self.few_may_show_all(images, extra):
             return None
-        return self._ways.manner(images[0], self._read)
+        return self._ways.manner(images[0], self._read, joined)
 
     def few_may_show_all(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> bool:
         """Whether what ``ways`` reads off a few images can hold for all of them."""

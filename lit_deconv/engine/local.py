@@ -22,7 +22,8 @@ _TOGETHER_BYTES_ELSEWHERE = 1 << 30
 _TOGETHER_BYTES_ON_CPU = 20 << 20
 # On a CPU about a share of what all of them would take, unless that is next to nothing.
 _SHARE_OF_ALL = 4
-_TOGETHER_BYTES_AT_LEAST = 6 << 20
+# Less where the recordings are joined again: a run costs no more than its calls then.
+_TOGETHER_BYTES_AT_LEAST, _JOINED_BYTES_AT_LEAST = 6 << 20, 3 << 19
 
 # Image sizes whose ways are kept, the newest.
 _MOST_SIZES = 8
@@ -148,6 +149,11 @@ class Manner:
         return same and _deciding(tape) <= self.exact
 
 
+def together_bytes(device: torch.device) -> int:
+    """Bytes of what is made, or held, of images together."""
+    return _TOGETHER_BYTES_ON_CPU if device.type == "cpu" else _TOGETHER_BYTES_ELSEWHERE
+
+
 def target_rank(op: Op) -> int:
     """Number of dimensions of what an op returned."""
     return next(len(value.shape) for value in op.outputs if value is not None)
@@ -206,7 +212,9 @@ class Ways:
             for name, local in found.items()
         }
 
-    def manner(self, images: Tensor, read: Callable[[Tensor], Tape]) -> Manner | None:
+    def manner(
+        self, images: Tensor, read: Callable[[Tensor], Tape], joined: bool = False
+    ) -> Manner | None:
         """How the model takes images, if none of them matters to the others.
 
         None for a model that changes with each run, or whose weights do, and for one with hooks, which
@@ -215,6 +223,7 @@ class Ways:
         Args:
             images: [N, C, *map].
             read: Records a forward pass of a few images.
+            joined: Whether what the runs record is joined again.
         """
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in modules_of(self._model))
         if hooked or not self._kept:
@@ -224,10 +233,10 @@ class Ways:
         if not plans or len(plans) < len(ways) or not self._kept:
             return None
         every = max(way.largest for way in ways.values()) * images.element_size() * len(images)
-        together = _TOGETHER_BYTES_ELSEWHERE
+        together = together_bytes(images.device)
         if images.device.type == "cpu":
-            share = max(-(-every // _SHARE_OF_ALL), _TOGETHER_BYTES_AT_LEAST)
-            together = min(share, _TOGETHER_BYTES_ON_CPU)
+            least = _JOINED_BYTES_AT_LEAST if joined else _TOGETHER_BYTES_AT_LEAST
+            together = min(max(-(-every // _SHARE_OF_ALL), least), together)
         # At least two images a run: a forward may do something else for a single one.
         runs = max(1, min(len(images) // 2, -(-every // together)))
         exact = max(way.exact for way in ways.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,10 +24,15 @@ _CHUNK_BYTES_ELSEWHERE = 256 << 20
 # Several maps of a chunk live at once: those of single units are to take no more than the forward
 # pass of the images did, unless that was next to nothing.
 _SHARE_OF_FORWARD = 4
-_CHUNK_BYTES_AT_LEAST = 2 << 20
+_CHUNK_BYTES_AT_LEAST = 1 << 20
 
 # Parts that start together: their seeds are small beside what they grow to.
 _PARTS = 16
+
+# Near the layer so many times the seeds that may pass the narrowest op stay together at most: what
+# waits for its parts is held.
+_WAITING = 8
+
 
 # Whole layers of so many parts' worth of images cost less together than apart.
 _TOGETHER = 8
@@ -82,6 +87,10 @@ class Recording(Protocol):
 
     def units_per_part(self, layer: str) -> int:
         """How many units may stay together all the way."""
+
+
+# Which images, these images as given, and their recording.
+Recorded: TypeAlias = "tuple[slice, tuple[Tensor, ...], Recording]"
 
 
 class OnTape:
@@ -168,7 +177,8 @@ class OnTape:
                         windows = None
                 sizes.append(value.shape[1:2].numel() * size)
             room[op] = self._rows(max(sizes, default=1), forward)
-        return room
+        most = _WAITING * min(room.values(), default=1)
+        return {op: min(rows, most) for op, rows in room.items()}
 
     def _rows(self, numbers: int, forward: int | None) -> int:
         image = self.images[0]

@@ -104,17 +104,7 @@ def _walk_on(
                 if why:
                     raise refusal(op, why)
                 supported.add(output)
-            assert op.rule is not None
-            signal = _as_taken(op, signals.pop(output), index, full_from)
-            contributions = list(op.rule.reverse(op, signal))
-            for parent, contribution in contributions:
-                if not isinstance(parent, Value) or parent.constant:
-                    continue
-                if len(contributions) > 1:  # which may all hold the same values
-                    contribution = replace(contribution, owned=False)
-                if parent in signals:
-                    contribution = _sum(signals[parent], contribution, parent)
-                signals[parent] = contribution
+            _reverse(op, index, signals, full_from)
     arrived = [signals.get(value) for value in tape.inputs]
     yield (
         _count(parts),
@@ -123,6 +113,23 @@ def _walk_on(
             for signal, value in zip(arrived, tape.inputs, strict=True)
         ],
     )
+
+
+def _reverse(op: Op, index: int, signals: dict[Value, Signal], full_from: float) -> None:
+    """Takes the signal at an op's output to its arguments, and lets go of it."""
+    assert op.rule is not None
+    output = op.outputs[index]
+    assert output is not None
+    signal = _as_taken(op, signals.pop(output), index, full_from)
+    contributions = list(op.rule.reverse(op, signal))
+    for parent, contribution in contributions:
+        if not isinstance(parent, Value) or parent.constant:
+            continue
+        if len(contributions) > 1:  # which may all hold the same values
+            contribution = replace(contribution, owned=False)
+        if parent in signals:
+            contribution = _sum(signals[parent], contribution, parent)
+        signals[parent] = contribution
 
 
 def _count(parts: Sequence[Part]) -> int:

@@ -30,7 +30,7 @@ _FILTERS_TO_TILE = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.
 # Measured on one core (benchmarks/convolutions.py), in multiply-adds of a large product: to turn a value
 # of a map round for PyTorch's own kernel, to read or add to a value for one place of the filters, to make
 # or read a value of a tile, and to transform one of the filters.
-_TURNED, _TAP_VALUE, _TILE_VALUE, _FILTER_VALUE = 40, 10, 45, 40
+_TURNED, _TAP_VALUE, _TILE_VALUE, _FILTER_VALUE = 12, 10, 45, 40
 # How often a weight's transformed filters are used where they are kept: once a run of images or a part.
 _USES = 4
 # The share of what we count for PyTorch's own kernel that ours may need, to be faster.

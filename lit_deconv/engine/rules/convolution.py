@@ -26,7 +26,7 @@ _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose
 _FEW_CHANNELS = 4
 # Signals of fewer values, or of smaller maps, are not worth the further calls; and how many numbers of
 # products are made at a time, which stay in the cache until they are added up.
-_PRODUCTS_FROM, _PRODUCTS_FROM_PIXELS, _PRODUCTS = 1 << 16, 64, 1 << 19
+_PRODUCTS_FROM, _PRODUCTS_FROM_PIXELS, _PRODUCTS = 1 << 14, 64, 1 << 17
 
 # On CUDA, measured on an H200 (docs/benchmarks-cuda.md): cuDNN's own adjoint beats the sub-pixel form
 # for kernels and windows larger than these; and between these extents the flipped filters beat it.

@@ -1,0 +1,129 @@
+"""Recordings of some images each as one of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_deconv.engine.recording import OnTape, Recorded, Recording
+from lit_deconv.engine.rules.pooling import Switches
+from lit_deconv.engine.tape import Op, Tape, Value
+
+
+def joined(
+    recorded: Iterable[Recorded], images: tuple[Tensor, ...], most: int
+) -> Iterator[Recorded]:
+    """Neighbouring recordings that tell nothing but their images apart, as one.
+
+    What a walk shares, such as its margins and calls, is shared by more units then, while each forward
+    pass was of a few images.
+
+    Args:
+        recorded: Which images, these images, and their recording, in order. They are not to be used
+            any further.
+        images: All images, each [N, ...].
+        most: Bytes of activations, switches and masks that one recording may hold, unless one alone
+            does.
+
+    Yields:
+        The same.
+    """
+    group: list[Recorded] = []
+    held = 0
+    for each in recorded:
+        own = _held(each[2])
+        if group and (held + own > most or not _alike(group[0][2], each[2])):
+            yield _as_one(group, images)
+            held = 0
+        group.append(each)
+        held += own
+        del each  # which is the group's now
+    if group:
+        yield _as_one(group, images)
+
+
+def _held(recording: Recording) -> int:
+    tensors = list(recording.activations.values())
+    if isinstance(recording, OnTape):
+        tensors += [_rows(op) for op in recording.tape.ops if op.kept is not None and _by_row(op)]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _as_one(group: list[Recorded], images: tuple[Tensor, ...]) -> Recorded:
+    """Empties the group, so that what is held by row is freed as it is joined."""
+    if len(group) == 1:
+        return group.pop()
+    where = slice(group[0][0].start, group[-1][0].stop)
+    some = tuple(image[where] for image in images)
+    tapes = [each.tape for _, _, each in group if isinstance(each, OnTape)]
+    group.clear()
+    tape = tapes[0]
+    for op, *same in zip(*(tape.ops for tape in tapes), strict=True):
+        if op.kept is not None:
+            rows = torch.cat([_rows(each) for each in (op, *same)])
+            op.kept = replace(op.kept, codes=rows) if isinstance(op.kept, Switches) else rows
+    for name in tape.activations:
+        tape.activations[name] = torch.cat([each.activations[name] for each in tapes])
+    return where, some, OnTape(tape, some)
+
+
+def _alike(one: Recording, other: Recording) -> bool:
+    if not isinstance(one, OnTape) or not isinstance(other, OnTape):
+        return False
+    return _same_ops(one.tape, other.tape)
+
+
+def _same_ops(one: Tape, other: Tape) -> bool:
+    """Whether two tapes are of the same calls, and what is kept of each is kept image by image."""
+    same: dict[Value | None, Value | None] = {None: None}
+    if len(one.ops) != len(other.ops):
+        return False
+    for a, b in zip(one.ops, other.ops, strict=True):
+        calls = a.name == b.name and a.func == b.func and a.rule is b.rule
+        if not calls or len(a.outputs) != len(b.outputs) or not (_by_row(a) and _by_row(b)):
+            return False
+        if type(a.kept) is not type(b.kept) or not _same(a.arguments, b.arguments, same):
+            return False
+        if a.kept is not None and _rows(a).shape[1:] != _rows(b).shape[1:]:
+            return False
+        same |= zip(a.outputs, b.outputs, strict=True)
+    return all(same.get(value) is other.layers[name] for name, value in one.layers.items())
+
+
+def _same(one: Any, other: Any, values: Mapping[Value | None, Value | None]) -> bool:
+    """Whether two calls were given the same: one value for another, any other tensor itself."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Value):
+        return values.get(one) is other
+    if isinstance(one, Tensor):
+        return one is other
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and _same(
+            list(one.values()), list(other.values()), values
+        )
+    if isinstance(one, (list, tuple)):
+        pairs = zip(one, other, strict=False)
+        return len(one) == len(other) and all(_same(a, b, values) for a, b in pairs)
+    return bool(one == other)
+
+
+def _by_row(op: Op) -> bool:
+    """Whether a row an image is all that is kept of an op: nothing, switches, or a number a number."""
+    if op.kept is None:
+        return True
+    if op.rule is None or not op.rule.is_ours:
+        return False
+    if isinstance(op.kept, Switches):
+        return op.kept.window is None
+    return isinstance(op.kept, Tensor) and any(
+        value is not None and value.shape == op.kept.shape for value in (*op.outputs, *op.parents)
+    )
+
+
+def _rows(op: Op) -> Tensor:
+    return op.kept.codes if isinstance(op.kept, Switches) else op.kept
