@@ -77,7 +77,7 @@ def walk_in_parts(
     Yields:
         The number of seeds of a part, or of several, and what arrived of them at the inputs.
     """
-    yield from _walk_on(tape, len(tape.ops), {target: seed}, parts, room, full_from, set())
+    return _walk_on(tape, len(tape.ops), {target: seed}, parts, room, full_from, set())
 
 
 def _walk_on(

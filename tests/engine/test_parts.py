@@ -164,7 +164,7 @@ def test_what_has_passed_an_op_is_let_go_while_its_parts_are_walked() -> None:
     net, images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)), torch.randn(2, 3, 9, 9)
     tape = record(net, (images,), {"1": net[1]}, model=net)
     target = tape.layers["1"]
-    room = {op: rows for op, rows in zip(tape.ops[1:], (2, 4), strict=True)}
+    room = dict(zip(tape.ops[1:], (2, 4), strict=True))
     values = torch.randn(4, *target.shape[1:])
     passed = weakref.ref(values)
     with torch.no_grad():
