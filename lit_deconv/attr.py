@@ -35,6 +35,8 @@ from lit_deconv.selectors import Selector, checked_channels, checked_inputs, che
 
 Inputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
 
+_INSIDE = (__name__, "lit_deconv.engine.")
+
 
 class Deconvnet:
     """Projects activations of a layer back to the pixels (Zeiler & Fergus, 2014, section 2.1).
@@ -441,12 +443,15 @@ def _like(inputs: Inputs, found: Sequence[Any]) -> Any:
 
 
 def _reported_not_finite(layer: str, values: Tensor) -> bool:
-    """What is not finite is passed on as it is, and said to whoever called this file."""
+    """What is not finite is passed on as it is, and said to whoever called this file.
+
+    Between whom and here may lie the engine, which asks for one recording after the other.
+    """
     # A sum is one pass; where it overflows though no value does, all of them are looked at.
     if bool(values.sum().isfinite()) or bool(values.isfinite().all()):
         return False
     level, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_code.co_filename == __file__:
+    while frame is not None and frame.f_globals["__name__"].startswith(_INSIDE):
         level, frame = level + 1, frame.f_back
     warnings.warn(
         f"activations of layer {layer!r} are not finite (NaN or infinite), and so are the pixels "

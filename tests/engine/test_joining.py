@@ -57,7 +57,7 @@ def _units(net: Deconvnet, images: Tensor, count: int) -> Tensor:
     return torch.stack([torch.randint(extent, (count,)) for extent in shape], 1)
 
 
-def _recorded(net: nn.Module, images: Tensor, sizes: list[int]) -> Iterator[Recorded]:
+def _recorded(net: nn.Sequential, images: Tensor, sizes: list[int]) -> Iterator[Recorded]:
     last = net[len(net) - 1]
     forward = Forward(
         net, {"last": last}, "rules", None, Deconvnet(net, last)._forward.options, None
@@ -139,7 +139,7 @@ def test_what_a_rule_of_the_users_keeps_stays_apart(monkeypatch: pytest.MonkeyPa
 def test_weights_that_changed_in_between_stay_apart() -> None:
     net, images = _net(), _images(4)
     one, other = list(_recorded(net, images, [2, 2]))
-    net[0].weight = nn.Parameter(net[0].weight.detach().clone())
+    net[0].weight = nn.Parameter(next(net.parameters()).detach().clone())
     (changed,) = _recorded(net, images[2:], [2])
     assert len(list(joined([one, (other[0], *changed[1:])], (images,), PLENTY))) == 2
 

@@ -25,9 +25,9 @@ def transposed(matrices: Tensor) -> Tensor:
         [..., N, M], contiguous.
     """
     moved_as = _MOVED_BY_VECTORS.get(matrices.element_size())
-    on_cpu = matrices.device.type == "cpu" and not matrices.is_complex()
-    by_vectors = moved_as is not None and matrices.is_contiguous() and matrices.numel() > _FEW
-    if not on_cpu or not by_vectors or torch.backends.cpu.get_cpu_capability() not in _VECTORS:
+    on_cpu = matrices.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in _VECTORS
+    many = matrices.is_contiguous() and matrices.numel() > _FEW
+    if moved_as is None or not on_cpu or not many or matrices.is_complex():
         return matrices.mT.contiguous()
     numbers = matrices if matrices.dtype == moved_as else matrices.view(moved_as)
     pixels = numbers.view(1, -1, 1, matrices.shape[-2:].numel()).permute(0, 3, 1, 2)
