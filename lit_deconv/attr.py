@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lit_deconv.engine.errors import LayerError, SelectorError, UnsupportedOp
 from lit_deconv.engine.geometry import receptive_field
-from lit_deconv.engine.joining import joined
-from lit_deconv.engine.local import Layout, together_bytes
+from lit_deconv.engine.joining import joined, most_held
+from lit_deconv.engine.local import Layout
 from lit_deconv.engine.recording import Recorded
 from lit_deconv.engine.rules.by_pixel import shared_work
 from lit_deconv.engine.tape import Options
@@ -403,7 +403,7 @@ class Deconvnet:
         found: dict[str, list[Tensor]] = {}
         fields = {}
         recorded = self._recorded(images, extra, apart, joined=True)
-        for where, some, recording in joined(recorded, images, together_bytes(images[0].device)):
+        for where, some, recording in joined(recorded, images, most_held(images[0].device)):
             for name in units:
                 if name not in found:
                     shape = list(recording.activations[name].shape)

@@ -14,6 +14,15 @@ from lit_deconv.engine.rules.pooling import Switches
 from lit_deconv.engine.tape import Op, Tape, Value
 
 
+# Bytes that recordings may hold together: on a CPU they are to take no more than a forward does.
+_HELD_ON_CPU, _HELD_ELSEWHERE = 4 << 20, 1 << 30
+
+
+def most_held(device: torch.device) -> int:
+    """Bytes that joined recordings may hold."""
+    return _HELD_ON_CPU if device.type == "cpu" else _HELD_ELSEWHERE
+
+
 def joined(
     recorded: Iterable[Recorded], images: tuple[Tensor, ...], most: int
 ) -> Iterator[Recorded]:

@@ -149,11 +149,6 @@ class Manner:
         return same and _deciding(tape) <= self.exact
 
 
-def together_bytes(device: torch.device) -> int:
-    """Bytes of what is made, or held, of images together."""
-    return _TOGETHER_BYTES_ON_CPU if device.type == "cpu" else _TOGETHER_BYTES_ELSEWHERE
-
-
 def target_rank(op: Op) -> int:
     """Number of dimensions of what an op returned."""
     return next(len(value.shape) for value in op.outputs if value is not None)
@@ -233,10 +228,10 @@ class Ways:
         if not plans or len(plans) < len(ways) or not self._kept:
             return None
         every = max(way.largest for way in ways.values()) * images.element_size() * len(images)
-        together = together_bytes(images.device)
+        together = _TOGETHER_BYTES_ELSEWHERE
         if images.device.type == "cpu":
             least = _JOINED_BYTES_AT_LEAST if joined else _TOGETHER_BYTES_AT_LEAST
-            together = min(max(-(-every // _SHARE_OF_ALL), least), together)
+            together = min(max(-(-every // _SHARE_OF_ALL), least), _TOGETHER_BYTES_ON_CPU)
         # At least two images a run: a forward may do something else for a single one.
         runs = max(1, min(len(images) // 2, -(-every // together)))
         exact = max(way.exact for way in ways.values())
