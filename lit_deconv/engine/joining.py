@@ -13,7 +13,6 @@ from lit_deconv.engine.recording import OnTape, Recorded, Recording
 from lit_deconv.engine.rules.pooling import Switches
 from lit_deconv.engine.tape import Op, Tape, Value
 
-
 # Bytes that recordings may hold together: on a CPU they are to take no more than a forward does.
 _HELD_ON_CPU, _HELD_ELSEWHERE = 4 << 20, 1 << 30
 
