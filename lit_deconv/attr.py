@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_deconv.engine.errors import LayerError, SelectorError, UnsupportedOp
 from lit_deconv.engine.geometry import receptive_field
-from lit_deconv.engine.joining import joined, most_held
+from lit_deconv.engine.joining import joined
 from lit_deconv.engine.local import Layout
 from lit_deconv.engine.recording import Recorded
 from lit_deconv.engine.rules.by_pixel import shared_work
@@ -35,6 +35,7 @@ from lit_deconv.selectors import Selector, checked_channels, checked_inputs, che
 
 Inputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
 
+# Modules whose frames lie between a caller and a warning.
 _INSIDE = (__name__, "lit_deconv.engine.")
 
 
@@ -340,14 +341,14 @@ class Deconvnet:
         images: tuple[Tensor, ...],
         extra: tuple[Any, ...],
         apart: bool = True,
-        joined: bool = False,
+        to_join: bool = False,
     ) -> Iterator[Recorded]:
         """Recordings of the images, of some at a time where they may be taken ``apart``.
 
-        They may be more where they are to be ``joined`` again.
+        Of fewer at a time where they are to be joined again.
         """
         recordings = (
-            self._forward.recorded_apart(images, extra, joined)
+            self._forward.recorded_apart(images, extra, to_join)
             if apart
             else [(slice(0, len(images[0])), images, self._forward.recorded(images, extra))]
         )
@@ -402,8 +403,8 @@ class Deconvnet:
         chosen: dict[str, Tensor] = {}
         found: dict[str, list[Tensor]] = {}
         fields = {}
-        recorded = self._recorded(images, extra, apart, joined=True)
-        for where, some, recording in joined(recorded, images, most_held(images[0].device)):
+        recorded = self._recorded(images, extra, apart, to_join=True)
+        for where, some, recording in joined(recorded, images):
             for name in units:
                 if name not in found:
                     shape = list(recording.activations[name].shape)

@@ -117,19 +117,19 @@ class Forward:
         return tape if self._may_round else None
 
     def recorded_apart(
-        self, images: tuple[Tensor, ...], extra: tuple[Any, ...], joined: bool = False
+        self, images: tuple[Tensor, ...], extra: tuple[Any, ...], to_join: bool = False
     ) -> Iterator[Recorded]:
         """Records the images in as many runs as suit the cache, where none matters to the others.
 
         Args:
             images: The inputs, each [N, ...].
             extra: Further arguments of the model.
-            joined: Whether the recordings are to be joined again.
+            to_join: Whether the recordings are to be joined again.
 
         Yields:
             Which images, these images, and their recording.
         """
-        manner = self._manner(images, extra, joined)
+        manner = self._manner(images, extra, to_join)
         start = 0
         runs = manner.runs if manner else 1
         for some in zip(*(image.tensor_split(runs) for image in images), strict=True):
@@ -138,12 +138,12 @@ class Forward:
             start += len(some[0])
 
     def _manner(
-        self, images: tuple[Tensor, ...], extra: tuple[Any, ...], joined: bool
+        self, images: tuple[Tensor, ...], extra: tuple[Any, ...], to_join: bool
     ) -> Manner | None:
         few = len(images[0]) < 4 or images[0].nbytes < _SMALL
         if few or not self.few_may_show_all(images, extra):
             return None
-        return self._ways.manner(images[0], self._read, joined)
+        return self._ways.manner(images[0], self._read, to_join)
 
     def few_may_show_all(self, images: tuple[Tensor, ...], extra: tuple[Any, ...]) -> bool:
         """Whether what ``ways`` reads off a few images can hold for all of them."""

@@ -17,13 +17,8 @@ from lit_deconv.engine.tape import Op, Tape, Value
 _HELD_ON_CPU, _HELD_ELSEWHERE = 4 << 20, 1 << 30
 
 
-def most_held(device: torch.device) -> int:
-    """Bytes that joined recordings may hold."""
-    return _HELD_ON_CPU if device.type == "cpu" else _HELD_ELSEWHERE
-
-
 def joined(
-    recorded: Iterable[Recorded], images: tuple[Tensor, ...], most: int
+    recorded: Iterable[Recorded], images: tuple[Tensor, ...], most: int | None = None
 ) -> Iterator[Recorded]:
     """Neighbouring recordings that tell nothing but their images apart, as one.
 
@@ -35,11 +30,13 @@ def joined(
             any further.
         images: All images, each [N, ...].
         most: Bytes of activations, switches and masks that one recording may hold, unless one alone
-            does.
+            does; if not given, what suits the device.
 
     Yields:
         The same.
     """
+    if most is None:
+        most = _HELD_ON_CPU if images[0].device.type == "cpu" else _HELD_ELSEWHERE
     group: list[Recorded] = []
     held = 0
     for each in recorded:
@@ -62,7 +59,10 @@ def _held(recording: Recording) -> int:
 
 
 def _as_one(group: list[Recorded], images: tuple[Tensor, ...]) -> Recorded:
-    """Empties the group, so that what is held by row is freed as it is joined."""
+    """One recording of a group's images: the first one's calls, with the rows of all.
+
+    The group is emptied, for what it holds by row is held by the one from there on.
+    """
     if len(group) == 1:
         return group.pop()
     where = slice(group[0][0].start, group[-1][0].stop)

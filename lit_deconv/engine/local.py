@@ -208,7 +208,7 @@ class Ways:
         }
 
     def manner(
-        self, images: Tensor, read: Callable[[Tensor], Tape], joined: bool = False
+        self, images: Tensor, read: Callable[[Tensor], Tape], to_join: bool = False
     ) -> Manner | None:
         """How the model takes images, if none of them matters to the others.
 
@@ -218,7 +218,7 @@ class Ways:
         Args:
             images: [N, C, *map].
             read: Records a forward pass of a few images.
-            joined: Whether what the runs record is joined again.
+            to_join: Whether what the runs record is joined again.
         """
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in modules_of(self._model))
         if hooked or not self._kept:
@@ -230,7 +230,7 @@ class Ways:
         every = max(way.largest for way in ways.values()) * images.element_size() * len(images)
         together = _TOGETHER_BYTES_ELSEWHERE
         if images.device.type == "cpu":
-            least = _JOINED_BYTES_AT_LEAST if joined else _TOGETHER_BYTES_AT_LEAST
+            least = _JOINED_BYTES_AT_LEAST if to_join else _TOGETHER_BYTES_AT_LEAST
             together = min(max(-(-every // _SHARE_OF_ALL), least), _TOGETHER_BYTES_ON_CPU)
         # At least two images a run: a forward may do something else for a single one.
         runs = max(1, min(len(images) // 2, -(-every // together)))

@@ -33,7 +33,6 @@ _PARTS = 16
 # waits for its parts is held.
 _WAITING = 8
 
-
 # Whole layers of so many parts' worth of images cost less together than apart.
 _TOGETHER = 8
 

@@ -73,14 +73,14 @@ def _in_runs(monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> list[int]:
     """Makes ``reconstruct`` record in runs of these sizes; returns how many images it walks at a time."""
     walked: list[int] = []
 
-    def apart(self: Forward, images: Any, extra: Any, joined: bool = False) -> Iterator[Recorded]:
+    def apart(self: Forward, images: Any, extra: Any, to_join: bool = False) -> Iterator[Recorded]:
         start = 0
         for some in images[0].split(sizes):
             yield slice(start, start + len(some)), (some,), self.recorded((some,), extra)
             start += len(some)
 
-    def noted(recorded: Any, images: Any, most: int) -> Iterator[Recorded]:
-        for each in joined(recorded, images, most):
+    def noted(recorded: Any, images: Any) -> Iterator[Recorded]:
+        for each in joined(recorded, images):
             walked.append(len(each[1][0]))
             yield each
 
