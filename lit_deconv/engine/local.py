@@ -17,7 +17,8 @@ from lit_deconv.engine.undisturbed import randomness_kept
 from lit_deconv.engine.walk import on_path, refusals
 
 # Bytes of the largest map of images that run together, where they may run apart: elsewhere than on a
-# CPU for memory's sake, there so that what is made on the way stays in its cache, too.
+# CPU for memory's sake, there, for each of its threads, so that what is made on the way stays in its
+# cache, too.
 _TOGETHER_BYTES_ELSEWHERE = 1 << 30
 _TOGETHER_BYTES_ON_CPU = 20 << 20
 # On a CPU about a share of what all of them would take, unless that is next to nothing.
@@ -231,7 +232,8 @@ class Ways:
         together = _TOGETHER_BYTES_ELSEWHERE
         if images.device.type == "cpu":
             least = _JOINED_BYTES_AT_LEAST if to_join else _TOGETHER_BYTES_AT_LEAST
-            together = min(max(-(-every // _SHARE_OF_ALL), least), _TOGETHER_BYTES_ON_CPU)
+            most = _TOGETHER_BYTES_ON_CPU * torch.get_num_threads()
+            together = min(max(-(-every // _SHARE_OF_ALL), least), most)
         # At least two images a run: a forward may do something else for a single one.
         runs = max(1, min(len(images) // 2, -(-every // together)))
         exact = max(way.exact for way in ways.values())

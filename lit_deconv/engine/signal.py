@@ -307,7 +307,7 @@ def added(one: Signal, other: Signal, map_size: Sequence[int]) -> Signal:
     if one.channel is not other.channel:
         raise ValueError("signals are added with all channels, or both in the same one")
     if one.window is None and other.window is None:
-        return one.anew(one.values + other.values)
+        return _sum(one, other)
     if one.window is None or other.window is None or one.window.stride != other.window.stride:
         return added(one.full(map_size), other.full(map_size), map_size)
     windows = one.window, other.window
@@ -324,8 +324,14 @@ def added(one: Signal, other: Signal, map_size: Sequence[int]) -> Signal:
         )
     ]
     size = [last - first for first, last in zip(start, stop, strict=True)]
-    wide = widened(one, start, size)
-    return wide.anew(wide.values + widened(other, start, size).values)
+    return _sum(widened(one, start, size), widened(other, start, size))
+
+
+def _sum(one: Signal, other: Signal) -> Signal:
+    """Of two in the same window, in the place of one that may be overwritten."""
+    if other.owned and not one.owned:
+        one, other = other, one
+    return one.anew(one.values.add_(other.values) if one.owned else one.values + other.values)
 
 
 def widened(signal: Signal, start: Sequence[int], size: Sequence[int]) -> Signal:

@@ -125,14 +125,16 @@ def _count_of_tiles(seeds: int, tiles: int, channels: int, found: int) -> float:
 def convolved(convolution: Callable[..., Any], arguments: Mapping[str, Any]) -> Tensor:
     """A model's own convolution, which is rounded otherwise than PyTorch's kernel for its maps does.
 
-    On a CPU the kernel for ``channels_last`` is faster, and with many channels tiles are.
+    On a CPU the kernel for ``channels_last`` is faster, and with many channels tiles are. That kernel
+    has the filters copied into its layout, too, which takes longer than it saves where they are more
+    than the maps.
 
     Args:
         convolution: The aten op.
         arguments: Its arguments by name.
 
     Returns:
-        What the op returns, in ``channels_last``; where there is nothing to gain that itself.
+        What the op returns, in ``channels_last`` where that is faster.
     """
     maps, weight, bias = arguments["input"], arguments["weight"], arguments["bias"]
     plain = maps.ndim == 4 and arguments["groups"] == 1 and not arguments["transposed"]
@@ -148,7 +150,13 @@ def convolved(convolution: Callable[..., Any], arguments: Mapping[str, Any]) -> 
         found = by_tiles(maps, weight, here, forward=True)
         found = found.contiguous(memory_format=torch.channels_last)
         return found if bias is None else found.add_(bias.view(-1, 1, 1))
-    return convolution(**{**arguments, "input": channels_last(maps)})
+    found_numbers = (
+        len(maps) * weight.shape[0] * maps.shape[2:].numel() // math.prod(arguments["stride"])
+    )
+    copied = weight.shape[2:].numel() > 1 and weight.numel() > maps.numel() + found_numbers
+    return convolution(
+        **{**arguments, "input": maps.contiguous() if copied else channels_last(maps)}
+    )
 
 
 def _tiles_pay_forward(maps: Tensor, weight: Tensor, here: _Here) -> bool:

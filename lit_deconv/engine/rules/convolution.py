@@ -25,8 +25,8 @@ _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose
 # product of matrices, which leaves no vectors empty.
 _FEW_CHANNELS = 4
 # Signals of fewer values, or of smaller maps, are not worth the further calls; and how many numbers of
-# products are made at a time, which stay in the cache until they are added up.
-_PRODUCTS_FROM, _PRODUCTS_FROM_PIXELS, _PRODUCTS = 1 << 14, 64, 1 << 17
+# products are made at a time for each of so many threads, which stay in the cache until they are added up.
+_PRODUCTS_FROM, _PRODUCTS_FROM_PIXELS, _PRODUCTS, _PRODUCTS_THREADS = 1 << 14, 64, 1 << 18, 4
 
 # On CUDA, measured on an H200 (docs/benchmarks-cuda.md): cuDNN's own adjoint beats the sub-pixel form
 # for kernels and windows larger than these; and between these extents the flipped filters beat it.
@@ -218,8 +218,9 @@ def _by_products(values: Tensor, weight: Tensor, here: Sequence[tuple[int, int]]
     channels, found, rows, columns = weight.shape
     seeds, _, height, width = values.shape
     filters = weight.permute(2, 3, 1, 0).reshape(1, -1, channels)
-    lines = max(1, min(height, _PRODUCTS // (filters.shape[1] * width)))
-    maps = max(1, _PRODUCTS // (filters.shape[1] * width * lines))
+    most = _PRODUCTS * min(torch.get_num_threads(), _PRODUCTS_THREADS)
+    lines = max(1, min(height, most // (filters.shape[1] * width)))
+    maps = max(1, most // (filters.shape[1] * width * lines))
     total = values.new_zeros(seeds, found, bottom - top, right - left)
     for some, target in zip(values.split(maps), total.split(maps), strict=True):
         count = len(some)
