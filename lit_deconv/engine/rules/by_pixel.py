@@ -24,13 +24,16 @@ from lit_deconv.engine.rules.resampling import per_dim
 _Here: TypeAlias = "Sequence[tuple[int, int]]"
 _Form: TypeAlias = "Callable[[Tensor, Tensor, _Here], Tensor]"
 
-# Winograd's F(2x2, 3x3), Lavin & Gray 2016, section 4.1: G of the paper, for the filters.
-_FILTERS_TO_TILE = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]]
+# Winograd's F(2x2, 3x3), Lavin & Gray 2016, section 4.1: G of the paper, for the filters. The last row is
+# negated, so that in the transform back the first and the last of a tile are added in one call.
+_FILTERS_TO_TILE = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, -1.0]]
 
 # Measured on one core (benchmarks/convolutions.py), in multiply-adds of a large product: to turn a value
 # of a map round for PyTorch's own kernel, to read or add to a value for one place of the filters, to make
-# or read a value of a tile, and to transform one of the filters.
-_TURNED, _TAP_VALUE, _TILE_VALUE, _FILTER_VALUE = 12, 10, 45, 40
+# or read a value of a tile, and to transform one of the filters; and a multiply-add of the tiles' products
+# with one thread and with several, which wait for one another's memory.
+_TURNED, _TAP_VALUE, _TILE_VALUE, _FILTER_VALUE = 12, 10, 22, 40
+_TILE_PRODUCT, _TILE_PRODUCT_SHARED = 1.2, 1.8
 # How often a weight's transformed filters are used where they are kept: once a run of images or a part.
 _USES = 4
 # The share of what we count for PyTorch's own kernel that ours may need, to be faster.
@@ -45,6 +48,9 @@ _NARROW = 16
 # Rows of a matrix below which its product is slow, and rows that are worked on at a time, as many as
 # there are channels within these bounds: more leave the cache.
 _FEW_ROWS, _ROWS = 48, (64, 256)
+# Numbers from which PyTorch gives one more thread a share of a sum, and among how many threads the sums of
+# tiles are shared: for these so many more rows are worked on at a time.
+_A_SHARE, _SHARING = 1 << 15, 4
 # Bytes that are kept from one convolution to the next.
 _ROOM = 32 << 20
 
@@ -103,7 +109,7 @@ def cheapest(values: Tensor, weight: Tensor, here: _Here) -> _Form | None:
     usual = products * (met + wanted) / 2  # PyTorch's leaves out some of those outside the map
     if usual < _SMALL:
         return None
-    threads = torch.get_num_threads()  # which share the products, and hardly the rest
+    threads = torch.get_num_threads()  # which share the products
     turned = threads * _TURNED * values.numel() if lies_by_pixel(values) else 0
     a_tap = products + _TAP_VALUE * threads * seeds * (channels + found)
     if seeds * width >= _FEW_ROWS and met * a_tap < _SHARE_BY_TAPS * usual + turned:
@@ -116,10 +122,16 @@ def cheapest(values: Tensor, weight: Tensor, here: _Here) -> _Form | None:
 def _count_of_tiles(seeds: int, tiles: int, channels: int, found: int) -> float:
     """In multiply-adds of a large product."""
     threads = torch.get_num_threads()
-    a_tile = seeds * channels * found + _TILE_VALUE * threads * seeds * (channels + found)
+    a_product = _TILE_PRODUCT if threads == 1 else _TILE_PRODUCT_SHARED
+    a_value = _TILE_VALUE * threads / _sharing()
+    a_tile = seeds * (a_product * channels * found + a_value * (channels + found))
     uses = 1 if _shared.get() is None else _USES
     a_filter = threads * _FILTER_VALUE * channels * found / uses
     return 16 * (tiles * a_tile + a_filter)
+
+
+def _sharing() -> int:
+    return min(torch.get_num_threads(), _SHARING)
 
 
 def convolved(convolution: Callable[..., Any], arguments: Mapping[str, Any]) -> Tensor:
@@ -212,7 +224,10 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here, forward: bool = False)
     if forward:
         filters = filters.transpose(1, 2)
     fewest, most = _ROWS
-    together = max(1, min(max(filters.shape[1], fewest), most) // (columns * seeds))
+    together = min(max(filters.shape[1], fewest), most)
+    if _sharing() > 1:
+        together = max(together, _sharing() * _A_SHARE // filters.shape[1])
+    together = max(1, together // (columns * seeds))
     together = -(-rows // -(-rows // together))
     channels, found_channels = (seeds * count for count in filters.shape[1:])
     maps, down, tiles, products, across = room(
@@ -271,40 +286,58 @@ def _tiled(
         maps: [2 rows + 2, 2 columns + 2, U C].
         filters: [16, C, D].
         found: [2 rows, 2 columns, U D], written to, as are the last four.
-        forward: Whether the filters are to be turned round: where they are transformed that exchanges
-            the first and the last.
+        forward: Whether the filters are to be turned round.
         down: [4, rows, 2 columns + 2, U C].
         tiles: [4, 4, rows, columns, U C].
         products: [4, 4, rows, columns, U D].
         across: [2, 4, rows, columns, U D].
     """
     rows, columns = tiles.shape[2:4]
-    order = (3, 1, 2, 0) if forward else (0, 1, 2, 3)
-    by_row, by_column = ([part[place] for place in order] for part in (down, tiles))
-    _differences(by_row, *(maps[place : place + 2 * rows - 1 : 2] for place in range(4)))
-    _differences(
-        by_column, *(down[:, :, place : place + 2 * columns - 1 : 2] for place in range(4))
-    )
+    _differences(down, maps.unfold(0, 4, 2).movedim(-1, 0), forward)
+    _differences(tiles, down.unfold(2, 4, 2).movedim(-1, 0), forward)
     torch.bmm(
         tiles.view(16, -1, filters.shape[1]), filters, out=products.view(16, -1, filters.shape[2])
     )
-    _sums(across, *(products[place] for place in order))
+    _sums(across, products, forward)
     pixels = found.view(rows, 2, columns, 2, -1).permute(1, 3, 0, 2, 4)
-    _sums(pixels, *(across[:, place] for place in order))
+    _sums(pixels, across.transpose(0, 1), forward)
 
 
-def _differences(found: Sequence[Tensor], a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
-    """The transform of four neighbours, B^T of the paper, into each of ``found``."""
-    torch.sub(a, c, out=found[0])
+def _differences(found: Tensor, neighbours: Tensor, forward: bool) -> None:
+    """The transform of four neighbours, B^T of the paper.
+
+    Args:
+        found: [4, ...], written to.
+        neighbours: [4, ...].
+        forward: Whether the filters are to be turned round: then the first and the last of what is
+            found are exchanged, and negated, as the last of the filters is.
+    """
+    a, b, c, d = neighbours
+    if forward:
+        torch.sub(d, b, out=found[0])
+        torch.sub(c, a, out=found[3])
+    else:
+        torch.sub(neighbours[:2], neighbours[2:], out=found[::3])
     torch.add(b, c, out=found[1])
     torch.sub(c, b, out=found[2])
-    torch.sub(b, d, out=found[3])
 
 
-def _sums(found: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
-    """The transform back to two neighbours, A^T of the paper."""
-    torch.add(a, b, out=found[0]).add_(c)
-    torch.sub(b, c, out=found[1]).sub_(d)
+def _sums(found: Tensor, products: Tensor, forward: bool) -> None:
+    """The transform back to two neighbours, A^T of the paper.
+
+    Args:
+        found: [2, ...], written to.
+        products: [4, ...].
+        forward: As above.
+    """
+    first, b, c, last = products
+    torch.add(b, c, out=found[0])
+    torch.sub(b, c, out=found[1])
+    if forward:
+        found[0].add_(last)
+        found[1].add_(first)
+    else:
+        found.add_(products[::3])
 
 
 def _filters(weight: Tensor) -> Tensor:
