@@ -33,7 +33,7 @@ _FILTERS_TO_TILE = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.
 # or read a value of a tile, and to transform one of the filters; and a multiply-add of the tiles' products
 # with one thread and with several, which wait for one another's memory.
 _TURNED, _TAP_VALUE, _TILE_VALUE, _FILTER_VALUE = 12, 10, 22, 40
-_TILE_PRODUCT, _TILE_PRODUCT_SHARED = 1.2, 1.8
+_TILE_PRODUCT, _TILE_PRODUCT_SHARED = 1.2, 1.7
 # How often a weight's transformed filters are used where they are kept: once a run of images or a part.
 _USES = 4
 # The share of what we count for PyTorch's own kernel that ours may need, to be faster.
