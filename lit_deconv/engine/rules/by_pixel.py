@@ -126,7 +126,7 @@ def _count_of_tiles(seeds: int, tiles: int, channels: int, found: int) -> float:
     a_value = _TILE_VALUE * threads / _sharing()
     a_tile = seeds * (a_product * channels * found + a_value * (channels + found))
     uses = 1 if _shared.get() is None else _USES
-    a_filter = threads * _FILTER_VALUE * channels * found / uses
+    a_filter = _FILTER_VALUE * channels * found / uses
     return 16 * (tiles * a_tile + a_filter)
 
 
