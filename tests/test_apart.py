@@ -36,6 +36,7 @@ def _few_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for two images of 6 x 14 x 15 numbers at a time."""
     monkeypatch.setattr(forward, "_SMALL", 0)
     monkeypatch.setattr(local, "_TOGETHER_BYTES_ON_CPU", 2 * 6 * 14 * 15 * 8)
+    monkeypatch.setattr(local, "_TOGETHER_BYTES_ELSEWHERE", 2 * 6 * 14 * 15 * 8)
 
 
 @pytest.fixture
@@ -95,6 +96,21 @@ def test_the_same_as_together(
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.cpu
+def test_for_each_thread_there_is_room_for_as_many(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_SHARE_OF_ALL", 1)
+    runs = {}
+    for threads in (1, 2, 4):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        runs[threads] = runs_of(
+            Net().eval().double(), lambda deconvnet: deconvnet.attribute(images)
+        )
+    assert runs == {1: [3, 2, 2], 2: [4, 3], 4: [7]}
+
+
+@pytest.mark.cpu
 def test_a_run_takes_about_a_quarter_of_what_all_would(
     images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from lit_deconv.engine.rules.convolution import (
     _by_products,
     transposed_convolution,
 )
-from lit_deconv.engine.signal import Signal, Window
+from lit_deconv.engine.signal import Signal, Window, added
 from lit_deconv.engine.units import _parts
 from lit_deconv.engine.walk import Part, _grouped, union, walk, walk_in_parts
 
@@ -308,6 +308,26 @@ def test_bounds_of_several() -> None:
     assert union([((0, 1), (4, 4)), ((3, 5), (2, 3))]) == ((0, 5), (2, 4))
     assert union([((0, 1),), None]) is None
     assert union([]) is None
+
+
+@pytest.mark.parametrize("shifts", [None, ((0,), (0,)), ((0,), (1,)), ((1,), (0,))])
+@pytest.mark.parametrize("owned", [(False, False), (False, True), (True, False), (True, True)])
+def test_a_sum_takes_the_place_of_what_nobody_holds(
+    owned: tuple[bool, bool], shifts: tuple[tuple[int], tuple[int]] | None
+) -> None:
+    given = torch.tensor([[[1.0, 2.0]], [[10.0, 20.0]]]).unsqueeze(1)
+    signals = [
+        Signal(values, None, shifts and Window(torch.tensor([[0]]), (1,), shift), owned=is_owned)
+        for values, is_owned, shift in zip(
+            given.clone(), owned, shifts or (None, None), strict=True
+        )
+    ]
+    expected = {None: [11, 22], ((0,), (1,)): [1, 12, 20], ((1,), (0,)): [10, 21, 2]}
+    total = added(signals[0], signals[1], [4])
+    assert total.owned
+    assert total.values.flatten().tolist() == expected.get(shifts, [11, 22])
+    for signal, before, is_owned in zip(signals, given, owned, strict=True):
+        assert is_owned or torch.equal(signal.values, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -128,6 +128,22 @@ def test_a_convolution_but_for_rounding(case: str, tiles: bool) -> None:
         assert given.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.cpu
+@pytest.mark.parametrize(("extent", "as_pytorch_lays_it"), [(3, True), (9, False)])
+def test_filters_larger_than_the_maps_are_not_copied(extent: int, as_pytorch_lays_it: bool) -> None:
+    torch.manual_seed(0)
+    conv, images = nn.Conv2d(20, 24, 3, padding=1), torch.randn(5, 20, extent, extent)
+    arguments = {
+        "input": images.contiguous(memory_format=torch.channels_last), "weight": conv.weight,
+        "bias": conv.bias, "stride": [1], "padding": [1], "dilation": [1], "transposed": False,
+        "output_padding": [0], "groups": 1,
+    }  # fmt: skip
+    with torch.no_grad():
+        given, expected = convolved(CONVOLUTION, arguments), conv(images)
+    assert (given - expected).abs().max() < 1e-6 * expected.abs().max()
+    assert given.is_contiguous() == as_pytorch_lays_it
+
+
 def test_where_autograd_looks_on_it_is_pytorchs_own() -> None:
     conv, images = nn.Conv2d(20, 24, 3), torch.randn(5, 20, 9, 8)
     own = mock.Mock()
