@@ -16,11 +16,11 @@ from lit_deconv.engine.tape import Op, Tape, Value, leaves
 from lit_deconv.engine.undisturbed import randomness_kept
 from lit_deconv.engine.walk import on_path, refusals
 
-# Bytes of the largest map of images that run together, where they may run apart: elsewhere than on a
-# CPU for memory's sake, there, for each of its threads, so that what is made on the way stays in its
-# cache, too.
+# Bytes of the largest map of images that run together, where they may run apart. On a CPU they are for
+# each of its threads, up to some, so that what is made on the way stays in the cache; elsewhere they
+# bound the memory.
 _TOGETHER_BYTES_ELSEWHERE = 1 << 30
-_TOGETHER_BYTES_ON_CPU = 20 << 20
+_TOGETHER_BYTES_ON_CPU, _TOGETHER_THREADS = 20 << 20, 4
 # On a CPU about a share of what all of them would take, unless that is next to nothing.
 _SHARE_OF_ALL = 4
 # Less where the recordings are joined again: a run costs no more than its calls then.
@@ -232,7 +232,7 @@ class Ways:
         together = _TOGETHER_BYTES_ELSEWHERE
         if images.device.type == "cpu":
             least = _JOINED_BYTES_AT_LEAST if to_join else _TOGETHER_BYTES_AT_LEAST
-            most = _TOGETHER_BYTES_ON_CPU * torch.get_num_threads()
+            most = _TOGETHER_BYTES_ON_CPU * min(torch.get_num_threads(), _TOGETHER_THREADS)
             together = min(max(-(-every // _SHARE_OF_ALL), least), most)
         # At least two images a run: a forward may do something else for a single one.
         runs = max(1, min(len(images) // 2, -(-every // together)))

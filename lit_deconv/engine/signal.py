@@ -98,7 +98,7 @@ class Signal:
         channel: int64 [U] where each seed's signal is zero but in one channel; ``values`` then hold
             that channel alone, [U, 1, ...].
         owned: Whether nothing else holds these values, so that a rule may overwrite them. Only an op
-            that made them anew says so.
+            that made them anew says so; of what autograd follows, which may hold them, it never is true.
     """
 
     values: Tensor
@@ -107,6 +107,10 @@ class Signal:
     output: int = 0
     channel: Tensor | None = None
     owned: bool = False
+
+    def __post_init__(self) -> None:
+        if self.owned and self.values.requires_grad:
+            object.__setattr__(self, "owned", False)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Signal:
         """The same seeds at the same place, other values."""
@@ -331,7 +335,10 @@ def _sum(one: Signal, other: Signal) -> Signal:
     """Of two in the same window, in the place of one that may be overwritten."""
     if other.owned and not one.owned:
         one, other = other, one
-    return one.anew(one.values.add_(other.values) if one.owned else one.values + other.values)
+    in_place = (
+        one.owned and one.values.dtype == other.values.dtype and not other.values.requires_grad
+    )
+    return one.anew(one.values.add_(other.values) if in_place else one.values + other.values)
 
 
 def widened(signal: Signal, start: Sequence[int], size: Sequence[int]) -> Signal:
@@ -345,4 +352,4 @@ def widened(signal: Signal, start: Sequence[int], size: Sequence[int]) -> Signal
     ):
         pad = [shift - first, first + length - shift - extent, *pad]
     values = torch.nn.functional.pad(signal.values, pad)
-    return replace(signal, values=values, window=replace(signal.window, shift=tuple(start)))
+    return replace(signal.anew(values), window=replace(signal.window, shift=tuple(start)))

@@ -105,18 +105,53 @@ def test_what_meets_zeros_alone_is_zero_and_what_is_not_finite_stays_in_place() 
         assert torch.equal(by_tiles(values, weight, here).isfinite(), usual)
 
 
-def test_autograd_is_left_to_pytorch() -> None:
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv = nn.Conv2d(32, 48, 3), nn.Conv2d(48, 48, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return h + self.conv(F.relu(h))
+
+
+@pytest.mark.parametrize("inner", [
+    lambda: nn.Sequential(nn.Conv2d(32, 48, 3), nn.ReLU()),
+    lambda: nn.Sequential(nn.Conv2d(32, 48, 3), nn.BatchNorm2d(48).eval(), nn.ReLU()),
+    Residual,
+], ids=["chain", "norm", "residual"])  # fmt: skip
+def test_autograd_is_left_to_pytorch(inner: Callable[[], nn.Module]) -> None:
     """The walk by itself, as it is offered, may be followed."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(32, 48, 3), nn.ReLU(), nn.Conv2d(48, 48, 3))
+    model = nn.Sequential(inner(), nn.Conv2d(48, 48, 3))
     images = torch.randn(2, 32, 9, 9)
     with mock.patch.multiple(by_pixel, _SMALL=0, _FEW_ROWS=0, _SHARE_BY_TILES=math.inf):
-        tape = record(model, (images,), {"2": model[2]}, model=model)
-        target = tape.layers["2"]
+        tape = record(model, (images,), {"1": model[1]}, model=model)
+        target = tape.layers["1"]
         (found,) = walk(tape, target, Signal(torch.randn(2, 48, 5, 5)))
         assert found is not None
         found.values.sum().backward()
-    assert model[0].weight.grad is not None
+    assert all(p.grad is not None for name, p in model.named_parameters() if "weight" in name)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("threads", [2, 4, 16])
+@pytest.mark.parametrize("forward", [False, True])
+def test_rows_of_tiles_are_shared_among_threads(
+    threads: int, forward: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, weight, here, expected = _made("several blocks")
+    if forward:
+        weight = weight.flip(2, 3).transpose(0, 1).contiguous()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    blocks = []
+    for grain in (1, 1000, 1 << 15):
+        monkeypatch.setattr(by_pixel, "_GRAIN", grain)
+        with mock.patch.object(by_pixel, "_tiled", wraps=by_pixel._tiled) as tiled:
+            given = by_tiles(values, weight, here, forward)
+        torch.testing.assert_close(given, expected, rtol=0, atol=1e-12)
+        blocks.append(tiled.call_count)
+    assert blocks[0] > blocks[1] > blocks[2] == 1
 
 
 def test_what_lies_in_the_shared_place_is_not_read() -> None:

@@ -328,6 +328,43 @@ def test_a_sum_takes_the_place_of_what_nobody_holds(
     assert total.values.flatten().tolist() == expected.get(shifts, [11, 22])
     for signal, before, is_owned in zip(signals, given, owned, strict=True):
         assert is_owned or torch.equal(signal.values, before)
+    if shifts is None:
+        places = [signal.values.data_ptr() for signal in signals if signal.owned]
+        assert (total.values.data_ptr() in places) == any(owned)
+
+
+def test_a_sum_of_what_autograd_follows_is_made_anew() -> None:
+    values = torch.ones(1, 1, 2, requires_grad=True)
+    one, other = (Signal(values * 2, owned=True) for _ in range(2))
+    assert not one.owned
+    total = added(one, other, [2])
+    assert one.values.flatten().tolist() == [2, 2]
+    assert total.values.flatten().tolist() == [4, 4]
+    mixed = added(
+        Signal(torch.ones(1, 1, 2), owned=True), Signal(torch.ones(1, 1, 2).double()), [2]
+    )
+    assert mixed.values.dtype == torch.float64
+
+
+class Twice(nn.Module):
+    """One value goes two ways to the layer, one of them by a sum of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.inner, self.last = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return self.last((self.inner(h) + h) + h)
+
+
+def test_sums_in_place_reach_nobody_else() -> None:
+    torch.manual_seed(0)
+    model, images = Twice().eval().double(), torch.randn(2, 3, 6, 6).double()
+    found, expected = (
+        Deconvnet(model, "last", path=path).attribute(images) for path in ("rules", "autograd")
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -406,3 +443,26 @@ def test_what_a_kept_patch_holds_outside_the_image_does_not_matter() -> None:
     expected, _ = Deconvnet(net, "1").reconstruct(image, corner, crop=True, via="images")
     assert_close(found, expected)
     assert_close(activations, net(image)[corner.unbind(1)].detach())
+
+
+class OneNumber(nn.Module):
+    """A convolution whose stride is given once for both dimensions, as aten's own may be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.last = nn.Parameter(torch.randn(4, 3, 3, 3)), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.convolution(x, self.weight, None, [2], [1], [1], False, [0], 1)
+        return self.last(x)
+
+
+def test_one_number_stands_for_all_dimensions() -> None:
+    torch.manual_seed(0)
+    model, images = OneNumber().eval().double(), torch.randn(2, 3, 12, 12).double()
+    units = torch.tensor([[0, 1, 0, 0], [1, 3, 2, 3]])
+    found, expected = (
+        Deconvnet(model, "last", path=path).reconstruct(images, units)
+        for path in ("rules", "autograd")
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

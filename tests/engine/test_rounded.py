@@ -129,10 +129,17 @@ def test_a_convolution_but_for_rounding(case: str, tiles: bool) -> None:
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize(("extent", "as_pytorch_lays_it"), [(3, True), (9, False)])
-def test_filters_larger_than_the_maps_are_not_copied(extent: int, as_pytorch_lays_it: bool) -> None:
+@pytest.mark.parametrize(
+    ("extent", "filters", "as_pytorch_lays_it"),
+    [(3, torch.contiguous_format, True), (9, torch.contiguous_format, False),
+     (3, torch.channels_last, False)],
+)  # fmt: skip
+def test_filters_larger_than_the_maps_are_not_copied(
+    extent: int, filters: torch.memory_format, as_pytorch_lays_it: bool
+) -> None:
     torch.manual_seed(0)
     conv, images = nn.Conv2d(20, 24, 3, padding=1), torch.randn(5, 20, extent, extent)
+    conv = conv.to(memory_format=filters)
     arguments = {
         "input": images.contiguous(memory_format=torch.channels_last), "weight": conv.weight,
         "bias": conv.bias, "stride": [1], "padding": [1], "dilation": [1], "transposed": False,

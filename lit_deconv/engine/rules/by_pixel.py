@@ -28,7 +28,7 @@ _Form: TypeAlias = "Callable[[Tensor, Tensor, _Here], Tensor]"
 # negated, so that in the transform back the first and the last of a tile are added in one call.
 _FILTERS_TO_TILE = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, -1.0]]
 
-# Measured on one core (benchmarks/convolutions.py), in multiply-adds of a large product: to turn a value
+# Measured (benchmarks/convolutions.py), in multiply-adds of a large product: to turn a value
 # of a map round for PyTorch's own kernel, to read or add to a value for one place of the filters, to make
 # or read a value of a tile, and to transform one of the filters; and a multiply-add of the tiles' products
 # with one thread and with several, which wait for one another's memory.
@@ -48,9 +48,9 @@ _NARROW = 16
 # Rows of a matrix below which its product is slow, and rows that are worked on at a time, as many as
 # there are channels within these bounds: more leave the cache.
 _FEW_ROWS, _ROWS = 48, (64, 256)
-# Numbers from which PyTorch gives one more thread a share of a sum, and among how many threads the sums of
-# tiles are shared: for these so many more rows are worked on at a time.
-_A_SHARE, _SHARING = 1 << 15, 4
+# Numbers of a sum for each thread below which PyTorch takes fewer threads, and for how many threads so many
+# rows of tiles are worked on at a time that all of them have a share.
+_GRAIN, _MOST_SHARING = 1 << 15, 4
 # Bytes that are kept from one convolution to the next.
 _ROOM = 32 << 20
 
@@ -123,15 +123,16 @@ def _count_of_tiles(seeds: int, tiles: int, channels: int, found: int) -> float:
     """In multiply-adds of a large product."""
     threads = torch.get_num_threads()
     a_product = _TILE_PRODUCT if threads == 1 else _TILE_PRODUCT_SHARED
-    a_value = _TILE_VALUE * threads / _sharing()
+    a_value = _TILE_VALUE * threads / _threads_that_share()
     a_tile = seeds * (a_product * channels * found + a_value * (channels + found))
     uses = 1 if _shared.get() is None else _USES
     a_filter = _FILTER_VALUE * channels * found / uses
     return 16 * (tiles * a_tile + a_filter)
 
 
-def _sharing() -> int:
-    return min(torch.get_num_threads(), _SHARING)
+def _threads_that_share() -> int:
+    """Among how many threads the sums of tiles are shared."""
+    return min(torch.get_num_threads(), _MOST_SHARING)
 
 
 def convolved(convolution: Callable[..., Any], arguments: Mapping[str, Any]) -> Tensor:
@@ -162,13 +163,12 @@ def convolved(convolution: Callable[..., Any], arguments: Mapping[str, Any]) -> 
         found = by_tiles(maps, weight, here, forward=True)
         found = found.contiguous(memory_format=torch.channels_last)
         return found if bias is None else found.add_(bias.view(-1, 1, 1))
-    found_numbers = (
-        len(maps) * weight.shape[0] * maps.shape[2:].numel() // math.prod(arguments["stride"])
-    )
-    copied = weight.shape[2:].numel() > 1 and weight.numel() > maps.numel() + found_numbers
-    return convolution(
-        **{**arguments, "input": maps.contiguous() if copied else channels_last(maps)}
-    )
+    stride = math.prod(per_dim(arguments["stride"], 2))
+    numbers = maps.numel() + len(maps) * len(weight) * maps.shape[2:].numel() // stride  # about
+    lies_so = weight.is_contiguous(memory_format=torch.channels_last)  # as filters of 1x1 always do
+    copied = not lies_so and weight.numel() > numbers
+    laid = maps.contiguous() if copied else channels_last(maps)
+    return convolution(**{**arguments, "input": laid})
 
 
 def _tiles_pay_forward(maps: Tensor, weight: Tensor, here: _Here) -> bool:
@@ -225,8 +225,8 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here, forward: bool = False)
         filters = filters.transpose(1, 2)
     fewest, most = _ROWS
     together = min(max(filters.shape[1], fewest), most)
-    if _sharing() > 1:
-        together = max(together, _sharing() * _A_SHARE // filters.shape[1])
+    if _threads_that_share() > 1:
+        together = max(together, _threads_that_share() * _GRAIN // filters.shape[1])
     together = max(1, together // (columns * seeds))
     together = -(-rows // -(-rows // together))
     channels, found_channels = (seeds * count for count in filters.shape[1:])

@@ -61,7 +61,7 @@ def convolution(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
         here = [(side, side + extent) for side, extent in zip(padding, map_size, strict=True)]
         window = None
     else:
-        window = signal.window.moved(op["stride"], [-side for side in padding])
+        window = signal.window.moved(_steps(op, weight)[0], [-side for side in padding])
         here = window.seen(covered, map_size)
         window = window.moved([1] * len(here), [first for first, _ in here])
     if signal.channel is not None:
