@@ -317,7 +317,7 @@ def test_a_sum_takes_the_place_of_what_nobody_holds(
 ) -> None:
     given = torch.tensor([[[1.0, 2.0]], [[10.0, 20.0]]]).unsqueeze(1)
     signals = [
-        Signal(values, None, shifts and Window(torch.tensor([[0]]), (1,), shift), owned=is_owned)
+        Signal(values, None, shift and Window(torch.tensor([[0]]), (1,), shift), owned=is_owned)
         for values, is_owned, shift in zip(
             given.clone(), owned, shifts or (None, None), strict=True
         )
