@@ -182,8 +182,8 @@ def test_what_has_passed_an_op_is_let_go_while_its_parts_are_walked() -> None:
     [
         {"_PRODUCTS_FROM": math.inf},
         {"_PRODUCTS_FROM": math.inf, "_FLIPPED_BYTES_ON_CPU": 0},
-        {"_PRODUCTS_FROM": 0, "_PRODUCTS_FROM_PIXELS": 0, "_PRODUCTS": 10},
-        {"_PRODUCTS_FROM": 0, "_PRODUCTS_FROM_PIXELS": 0, "_PRODUCTS": 1000},
+        {"_PRODUCTS_FROM": 0, "_PRODUCTS_FROM_PIXELS": 0, "_MOST_PRODUCTS": 10},
+        {"_PRODUCTS_FROM": 0, "_PRODUCTS_FROM_PIXELS": 0, "_MOST_PRODUCTS": 1000},
     ],
     ids=["flipped", "transposed", "by_products_of_a_line", "by_products_of_maps"],
 )

@@ -24,9 +24,11 @@ _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose
 # to stride^2 times as many, whose pixels are then put side by side, and on a CPU one of stride 1 as a
 # product of matrices, which leaves no vectors empty.
 _FEW_CHANNELS = 4
-# Signals of fewer values, or of smaller maps, are not worth the further calls; and how many numbers of
-# products are made at a time for each of so many threads, which stay in the cache until they are added up.
-_PRODUCTS_FROM, _PRODUCTS_FROM_PIXELS, _PRODUCTS, _PRODUCTS_THREADS = 1 << 14, 64, 1 << 18, 4
+# Signals of fewer values, or of smaller maps, are not worth the further calls.
+_PRODUCTS_FROM, _PRODUCTS_FROM_PIXELS = 1 << 14, 64
+# How many numbers of products are made at a time, which stay in the cache until they are added up: as
+# this share of the values, within these bounds, for each of up to so many threads.
+_PRODUCTS_SHARE, _PRODUCTS, _MOST_PRODUCTS, _PRODUCTS_THREADS = 4, 1 << 17, 1 << 19, 4
 
 # On CUDA, measured on an H200 (docs/benchmarks-cuda.md): cuDNN's own adjoint beats the sub-pixel form
 # for kernels and windows larger than these; and between these extents the flipped filters beat it.
@@ -218,7 +220,8 @@ def _by_products(values: Tensor, weight: Tensor, here: Sequence[tuple[int, int]]
     channels, found, rows, columns = weight.shape
     seeds, _, height, width = values.shape
     filters = weight.permute(2, 3, 1, 0).reshape(1, -1, channels)
-    most = _PRODUCTS * min(torch.get_num_threads(), _PRODUCTS_THREADS)
+    most = min(max(values.numel() // _PRODUCTS_SHARE, _PRODUCTS), _MOST_PRODUCTS)
+    most *= min(torch.get_num_threads(), _PRODUCTS_THREADS)
     lines = max(1, min(height, most // (filters.shape[1] * width)))
     maps = max(1, most // (filters.shape[1] * width * lines))
     total = values.new_zeros(seeds, found, bottom - top, right - left)
