@@ -23,6 +23,9 @@ from lit_deconv.engine.rules.resampling import per_dim
 
 _Here: TypeAlias = "Sequence[tuple[int, int]]"
 _Form: TypeAlias = "Callable[[Tensor, Tensor, _Here], Tensor]"
+# A function of two tensors, these, and what takes its result. Views cost as much as small sums, so they
+# are made once for all rows of tiles.
+_Call: TypeAlias = "tuple[Callable[..., Any], Tensor, Tensor, Tensor]"
 
 # Winograd's F(2x2, 3x3), Lavin & Gray 2016, section 4.1: G of the paper, for the filters. The last row is
 # negated, so that in the transform back the first and the last of a tile are added in one call.
@@ -33,7 +36,7 @@ _FILTERS_TO_TILE = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.
 # or read a value of a tile, and to transform one of the filters; and a multiply-add of the tiles' products
 # with one thread and with several, which wait for one another's memory.
 _TURNED, _TAP_VALUE, _TILE_VALUE, _FILTER_VALUE = 12, 10, 22, 40
-_TILE_PRODUCT, _TILE_PRODUCT_SHARED = 1.2, 1.7
+_TILE_PRODUCT, _TILE_PRODUCT_SHARED = 1.2, 1.5
 # How often a weight's transformed filters are used where they are kept: once a run of images or a part.
 _USES = 4
 # The share of what we count for PyTorch's own kernel that ours may need, to be faster.
@@ -50,7 +53,7 @@ _NARROW = 16
 _FEW_ROWS, _ROWS = 48, (64, 256)
 # Numbers of a sum for each thread below which PyTorch takes fewer threads, and for how many threads so many
 # rows of tiles are worked on at a time that all of them have a share.
-_GRAIN, _MOST_SHARING = 1 << 15, 4
+_GRAIN, _MOST_SHARING = 1 << 14, 4
 # Bytes that are kept from one convolution to the next.
 _ROOM = 32 << 20
 
@@ -245,10 +248,17 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here, forward: bool = False)
     target = maps.zero_().unflatten(2, (seeds, -1))
     target[first - top + 2 : stop - top + 2, start - left + 2 : end - left + 2] = inside
     found = values.new_empty(2 * rows, 2 * columns, found_channels)
+    below = maps.unfold(0, 4, 2).movedim(-1, 0)  # what a tile covers along the rows
+    pixels = found.view(rows, 2, columns, 2, -1).permute(1, 3, 0, 2, 4)
+    within: dict[int, list[_Call]] = {}  # by rows of tiles
     for begin in range(0, rows, together):
-        end = min(begin + together, rows)
-        some = [part.narrow(-3, 0, end - begin) for part in (down, tiles, products, across)]
-        _tiled(maps[2 * begin : 2 * end + 2], filters, found[2 * begin : 2 * end], forward, *some)
+        count = min(together, rows - begin)
+        some = [part.narrow(-3, 0, count) for part in (down, tiles, products, across)]
+        if count not in within:
+            within[count] = _within_tiles(*some, filters, forward)
+        _run(_differences(some[0], below.narrow(1, begin, count), forward))
+        _run(within[count])
+        _run(_sums(pixels.narrow(2, begin, count), some[3].transpose(0, 1), forward))
     found = found[: bottom - top, : right - left]
     return found.unflatten(2, (seeds, -1)).permute(2, 3, 0, 1)
 
@@ -270,40 +280,38 @@ def room(like: Tensor, *shapes: Sequence[int]) -> list[Tensor]:
     return [part.view(*shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def _tiled(
-    maps: Tensor,
-    filters: Tensor,
-    found: Tensor,
-    forward: bool,
+def _run(calls: Sequence[_Call]) -> None:
+    for function, one, other, out in calls:
+        function(one, other, out=out)
+
+
+def _within_tiles(
     down: Tensor,
     tiles: Tensor,
     products: Tensor,
     across: Tensor,
-) -> None:
-    """Some rows of tiles.
+    filters: Tensor,
+    forward: bool,
+) -> list[_Call]:
+    """What is done with some rows of tiles, from the differences of rows to the sums of columns.
 
     Args:
-        maps: [2 rows + 2, 2 columns + 2, U C].
-        filters: [16, C, D].
-        found: [2 rows, 2 columns, U D], written to, as are the last four.
-        forward: Whether the filters are to be turned round.
-        down: [4, rows, 2 columns + 2, U C].
-        tiles: [4, 4, rows, columns, U C].
+        down: [4, rows, 2 columns + 2, U C], of the rows.
+        tiles: [4, 4, rows, columns, U C], written to, as are the next two.
         products: [4, 4, rows, columns, U D].
         across: [2, 4, rows, columns, U D].
+        filters: [16, C, D].
+        forward: Whether the filters are to be turned round.
     """
-    rows, columns = tiles.shape[2:4]
-    _differences(down, maps.unfold(0, 4, 2).movedim(-1, 0), forward)
-    _differences(tiles, down.unfold(2, 4, 2).movedim(-1, 0), forward)
-    torch.bmm(
-        tiles.view(16, -1, filters.shape[1]), filters, out=products.view(16, -1, filters.shape[2])
-    )
-    _sums(across, products, forward)
-    pixels = found.view(rows, 2, columns, 2, -1).permute(1, 3, 0, 2, 4)
-    _sums(pixels, across.transpose(0, 1), forward)
+    matrices = tiles.view(16, -1, filters.shape[1]), products.view(16, -1, filters.shape[2])
+    return [
+        *_differences(tiles, down.unfold(2, 4, 2).movedim(-1, 0), forward),
+        (torch.bmm, matrices[0], filters, matrices[1]),
+        *_sums(across, products, forward),
+    ]
 
 
-def _differences(found: Tensor, neighbours: Tensor, forward: bool) -> None:
+def _differences(found: Tensor, neighbours: Tensor, forward: bool) -> list[_Call]:
     """The transform of four neighbours, B^T of the paper.
 
     Args:
@@ -313,16 +321,13 @@ def _differences(found: Tensor, neighbours: Tensor, forward: bool) -> None:
             found are exchanged, and negated, as the last of the filters is.
     """
     a, b, c, d = neighbours
-    if forward:
-        torch.sub(d, b, out=found[0])
-        torch.sub(c, a, out=found[3])
-    else:
-        torch.sub(neighbours[:2], neighbours[2:], out=found[::3])
-    torch.add(b, c, out=found[1])
-    torch.sub(c, b, out=found[2])
+    both = (torch.sub, neighbours[:2], neighbours[2:], found[::3])
+    turned = (torch.sub, d, b, found[0]), (torch.sub, c, a, found[3])
+    outer = turned if forward else (both,)
+    return [*outer, (torch.add, b, c, found[1]), (torch.sub, c, b, found[2])]
 
 
-def _sums(found: Tensor, products: Tensor, forward: bool) -> None:
+def _sums(found: Tensor, products: Tensor, forward: bool) -> list[_Call]:
     """The transform back to two neighbours, A^T of the paper.
 
     Args:
@@ -330,14 +335,12 @@ def _sums(found: Tensor, products: Tensor, forward: bool) -> None:
         products: [4, ...].
         forward: As above.
     """
-    first, b, c, last = products
-    torch.add(b, c, out=found[0])
-    torch.sub(b, c, out=found[1])
-    if forward:
-        found[0].add_(last)
-        found[1].add_(first)
-    else:
-        found.add_(products[::3])
+    a, b, c, d = products
+    first, second = found
+    both = (torch.add, found, products[::3], found)
+    turned = (torch.add, first, d, first), (torch.add, second, a, second)
+    outer = turned if forward else (both,)
+    return [(torch.add, b, c, first), (torch.sub, b, c, second), *outer]
 
 
 def _filters(weight: Tensor) -> Tensor:
