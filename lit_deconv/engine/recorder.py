@@ -6,6 +6,7 @@ others are decomposed where PyTorch can) and what a rule wants kept.
 
 from __future__ import annotations
 
+import math
 import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,7 +71,8 @@ def record(
             rest of it runs unrecorded, so that ``calls`` is the whole count.
         choose: Picks the feature map out of a layer's output that is no single tensor.
         exact: How many ops, from the first, are to give the model's own values to the bit; those
-            behind may be rounded otherwise. None for all.
+            behind may be rounded otherwise, and take what the last of these gives however it lies in
+            memory. None for all.
 
     Returns:
         The tape.
@@ -445,8 +447,13 @@ class Recorder(TorchDispatchMode):
         return result if ran else func(*args, **kwargs)
 
     def _run_of(self, rule: Rule) -> Run | None:
-        behind = self.exact is not None and len(self.tape.ops) >= self.exact
-        return (behind and rule.run_rounded) or rule.run
+        """The fastest way to run an op that gives what may come of it."""
+        exact = math.inf if self.exact is None else self.exact
+        if rule.run_rounded and len(self.tape.ops) >= exact:
+            return rule.run_rounded
+        # What the last of them gives goes to ops alone that take it however it lies.
+        last = len(self.tape.ops) + 1 >= exact
+        return (last and rule.run_laid) or rule.run
 
     def _track_result(self, result: Any, op: Op, written: list[Tensor]) -> None:
         for tensor in written:

@@ -33,7 +33,8 @@ class Rule:
         after: Called after the op ran, returns what to keep.
         run: Runs the op, given it and its arguments by name: a faster way to the same result, to the
             bit. None where PyTorch's own is as good.
-        run_rounded: The same where it may be rounded otherwise and lie otherwise in memory.
+        run_laid: The same where it may lie otherwise in memory.
+        run_rounded: The same where it may be rounded otherwise, too.
         windows: Whether ``reverse`` takes a windowed signal; if not, it gets the full map.
         one_hot: Whether it takes a signal that is zero but in one channel of each seed; if not, it
             gets all channels.
@@ -45,6 +46,7 @@ class Rule:
     before: Keep | None = None
     after: Keep | None = None
     run: Run | None = None
+    run_laid: Run | None = None
     run_rounded: Run | None = None
     windows: bool | Callable[[Op], bool] = False
     one_hot: bool | Callable[[Op], bool] = False
@@ -62,6 +64,7 @@ def reverse_rule(
     before: Keep | None = None,
     after: Keep | None = None,
     run: Run | None = None,
+    run_laid: Run | None = None,
     run_rounded: Run | None = None,
     windows: bool | Callable[[Op], bool] = False,
     one_hot: bool | Callable[[Op], bool] = False,
@@ -76,6 +79,7 @@ def reverse_rule(
         before: See ``Rule``; called with the op, its arguments by name, None and the gate policy.
         after: The same with the op's result.
         run: See ``Rule``.
+        run_laid: See ``Rule``.
         run_rounded: See ``Rule``.
         windows: The rule takes windowed signals too (or a function of the op that says so).
         one_hot: The rule takes signals of one channel a seed too.
@@ -95,7 +99,7 @@ def reverse_rule(
         of_names = (of,) if isinstance(of, str) else of
         for name in names:
             RULES[name] = Rule(
-                reverse, of_names, before, after, run, run_rounded, windows, one_hot, kind
+                reverse, of_names, before, after, run, run_laid, run_rounded, windows, one_hot, kind
             )
         return reverse
 

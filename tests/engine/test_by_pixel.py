@@ -219,7 +219,8 @@ def test_which_form_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert form(6, 128, 128, 28) == "by_tiles"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert form(8, 512, 512, 14) == "by_tiles"
-    assert form(6, 128, 128, 28) == "PyTorch's"
+    assert form(6, 128, 128, 28) == "by_tiles"
+    assert form(8, 64, 64, 56) == "PyTorch's"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
     assert form(8, 512, 512, 14) == "PyTorch's"
     half = torch.empty(1, dtype=torch.bfloat16).expand(8, 512, 14, 14)

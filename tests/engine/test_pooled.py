@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_deconv.engine.recorder import record
-from lit_deconv.engine.rules.pooling import Switches, pooled, switch_codes, unpool
+from lit_deconv.engine.rules.pooling import (
+    Switches,
+    pooled,
+    pooled_as_it_lies,
+    switch_codes,
+    unpool,
+)
+from lit_deconv.engine.rules.resampling import per_dim
 
 _POOL = torch.ops.aten.max_pool2d_with_indices.default
 _GRIDS = {
@@ -44,18 +51,40 @@ def _maps(name: str) -> Tensor:
     ["random", "float64", "ties", "signed zeros", "not finite", "several parts", "strided",
      "channels_last", "no images", "one map"],
 )  # fmt: skip
-def test_the_same_to_the_bit(name: str, grid: str) -> None:
+@pytest.mark.parametrize("run", [pooled, pooled_as_it_lies])
+def test_the_same_to_the_bit(run: Any, name: str, grid: str) -> None:
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
     arguments: dict[str, Any] = {
         "self": _maps(name), **dict(zip(names, _GRIDS[grid], strict=True))
     }  # fmt: skip
-    values, indices = pooled(_POOL, arguments)
+    values, indices = run(_POOL, arguments)
     expected, at = _POOL(**arguments)
     assert values.dtype == expected.dtype
     bits = {torch.float32: torch.int32, torch.float64: torch.int64}[values.dtype]
     # As numbers, NaN is no NaN and 0 is -0.
     assert torch.equal(values.contiguous().view(bits), expected.contiguous().view(bits))
     assert torch.equal(indices, at)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("grid", _GRIDS)
+def test_the_same_codes_however_the_indices_lie(grid: str) -> None:
+    *steps, ceil_mode = _GRIDS[grid]
+    kernel, stride, padding, dilation = (
+        list(per_dim(step, 2)) if step else [2, 2] for step in steps
+    )
+    maps = _maps("several parts")
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    arguments: dict[str, Any] = {
+        "self": maps, **dict(zip(names, (*steps, ceil_mode), strict=True))
+    }  # fmt: skip
+    given = []
+    for run in (pooled, pooled_as_it_lies):
+        values, indices = run(_POOL, arguments)
+        given.append(switch_codes(indices, maps.shape[2:], kernel, stride, padding, dilation))
+    assert not values.is_contiguous()  # the latter is of use
+    assert torch.equal(*given)
+    assert given[1].is_contiguous()
 
 
 def test_the_model_gets_what_it_asked_for_while_it_is_recorded() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -174,6 +175,32 @@ def test_what_lies_behind_the_last_switch_is_rounded(net: Net, images: Tensor) -
         lambda: deconvnet.activations(images),
     ):
         assert not _layers_rounded(net, call)
+
+
+@pytest.mark.cpu
+def test_what_the_last_switches_give_is_left_as_it_lies(net: Net, images: Tensor) -> None:
+    net.pool = nn.Sequential(nn.MaxPool2d(2, stride=1), nn.MaxPool2d(2))
+    lies_as_usual = []
+
+    def noted(pool: Any, arguments: Any, own: Callable[..., Any]) -> Any:
+        values, indices = own(pool, arguments)
+        lies_as_usual.append(values.is_contiguous())
+        return values, indices
+
+    rule = RULES["max_pool2d_with_indices"]
+    assert rule.run
+    assert rule.run_laid
+    watched = replace(
+        rule, run=partial(noted, own=rule.run), run_laid=partial(noted, own=rule.run_laid)
+    )
+    deconvnet = Deconvnet(net, "conv4")
+    deconvnet.attribute(images)  # which looks at few images first
+    with mock.patch.dict(RULES, {"max_pool2d_with_indices": watched}):
+        deconvnet.attribute(images)
+        runs = len(lies_as_usual) // 2
+        assert lies_as_usual == [True, False] * runs
+        deconvnet.activations(images)
+    assert lies_as_usual[2 * runs :] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_deconv.engine.errors import refusal
 from lit_deconv.engine.registry import reverse_rule
 from lit_deconv.engine.rules._shared import refuse_samples
-from lit_deconv.engine.rules.layout import by_map, transposed
+from lit_deconv.engine.rules.layout import by_map, channels_last, transposed
 from lit_deconv.engine.rules.resampling import per_dim
 from lit_deconv.engine.signal import Signal, Window
 from lit_deconv.engine.tape import Op, Options
@@ -112,12 +112,19 @@ def switch_codes(
         table.scatter_(0, _grid(kernel, dilation, [0] * spatial, lines, device).flatten(), numbers)
         begin = [-side for side in padding]
         first = _grid(indices.shape[2:], stride, begin, lines, device)
-        codes = torch.empty_like(indices, dtype=dtype)
+        codes = torch.empty(indices.shape, dtype=dtype, device=device)
+        pixels = spatial == 2 and indices.is_contiguous(memory_format=torch.channels_last)
+        pixels = pixels and not indices.is_contiguous()
         for some, found in zip(
             indices.split(_few(indices)), codes.split(_few(indices)), strict=True
         ):
-            distance = (some - first).reshape(-1)
-            found.copy_(table.index_select(0, distance).view(some.shape))
+            distance = some - first
+            if pixels:  # a few bytes are turned faster than the indices
+                at_pixels = distance.permute(0, 2, 3, 1).flatten(1, 2)
+                places = table.index_select(0, at_pixels.reshape(-1)).view(at_pixels.shape)
+                found.flatten(2).copy_(transposed(places))
+            else:
+                found.copy_(table.index_select(0, distance.reshape(-1)).view(some.shape))
         return codes
     place = torch.zeros_like(indices)
     rest, per_step = indices, 1
@@ -187,11 +194,8 @@ def pooled(pool: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Tens
         What the op returns, to the bit.
     """
     maps: Tensor = arguments["self"]
-    plain = maps.device.type == "cpu" and maps.dtype in (torch.float32, torch.float64)
-    of_images = pool is torch.ops.aten.max_pool2d_with_indices.default and maps.ndim == 4
     size = maps.shape[2:]
-    usual = plain and of_images and maps.is_contiguous() and maps.numel() > 0
-    if not usual or size.numel() > torch.iinfo(torch.int32).max:
+    if not _turning_pays(pool, maps) or size.numel() > torch.iinfo(torch.int32).max:
         return pool(**arguments)
     flat = maps.reshape(-1, size.numel())
     found: list[Tensor] = []
@@ -216,9 +220,25 @@ def pooled(pool: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Tens
     return values, indices
 
 
+def pooled_as_it_lies(
+    pool: Callable[..., Any], arguments: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """The same, which may be left in ``channels_last``, as what comes behind it takes it, too."""
+    maps: Tensor = arguments["self"]
+    if not _turning_pays(pool, maps) or maps.shape[1] < _SIDE_BY_SIDE:
+        return pooled(pool, arguments)
+    return pool(**{**arguments, "self": channels_last(maps)})
+
+
+def _turning_pays(pool: Callable[..., Any], maps: Tensor) -> bool:
+    plain = maps.device.type == "cpu" and maps.dtype in (torch.float32, torch.float64)
+    of_images = pool is torch.ops.aten.max_pool2d_with_indices.default and maps.ndim == 4
+    return plain and of_images and maps.is_contiguous() and maps.numel() > 0
+
+
 @reverse_rule(
     "max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d_with_indices",
-    after=_keep_switches, run=pooled, windows=True, kind="switches",
+    after=_keep_switches, run=pooled, run_laid=pooled_as_it_lies, windows=True, kind="switches",
 )  # fmt: skip
 def max_pool(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
     """Each value to its switch; where windows overlap and share one, values add (or are placed)."""
