@@ -245,8 +245,7 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here, forward: bool = False)
     first, start = min(max(0, top - 2), height), min(max(0, left - 2), width)
     stop, end = min(height, top + 2 * rows), min(width, left + 2 * columns)
     inside = pixel_by_pixel(values)[first:stop, start:end]
-    target = maps.zero_().unflatten(2, (seeds, -1))
-    target[first - top + 2 : stop - top + 2, start - left + 2 : end - left + 2] = inside
+    _paste(inside, maps.unflatten(2, (seeds, -1)), first - top + 2, start - left + 2)
     found = values.new_empty(2 * rows, 2 * columns, found_channels)
     below = maps.unfold(0, 4, 2).movedim(-1, 0)  # what a tile covers along the rows
     pixels = found.view(rows, 2, columns, 2, -1).permute(1, 3, 0, 2, 4)
@@ -261,6 +260,14 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here, forward: bool = False)
         _run(_sums(pixels.narrow(2, begin, count), some[3].transpose(0, 1), forward))
     found = found[: bottom - top, : right - left]
     return found.unflatten(2, (seeds, -1)).permute(2, 3, 0, 1)
+
+
+def _paste(inside: Tensor, whole: Tensor, row: int, column: int) -> None:
+    """Puts one map into another from a pixel on, and zero around it."""
+    stop, end = row + inside.shape[0], column + inside.shape[1]
+    for outside in (whole[:row], whole[stop:], whole[row:stop, :column], whole[row:stop, end:]):
+        outside.zero_()
+    whole[row:stop, column:end] = inside
 
 
 def room(like: Tensor, *shapes: Sequence[int]) -> list[Tensor]:
