@@ -97,20 +97,6 @@ def test_the_same_as_together(
 
 
 @pytest.mark.cpu
-def test_for_each_thread_there_is_room_for_as_many(
-    images: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local, "_SHARE_OF_ALL", 1)
-    runs = {}
-    for threads in (1, 2, 4):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        runs[threads] = runs_of(
-            Net().eval().double(), lambda deconvnet: deconvnet.attribute(images)
-        )
-    assert runs == {1: [3, 2, 2], 2: [4, 3], 4: [7]}
-
-
-@pytest.mark.cpu
 def test_a_run_takes_about_a_quarter_of_what_all_would(
     images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,11 +16,11 @@ from lit_deconv.engine.tape import Op, Tape, Value, leaves
 from lit_deconv.engine.undisturbed import randomness_kept
 from lit_deconv.engine.walk import on_path, refusals
 
-# Bytes of the largest map of images that run together, where they may run apart. On a CPU they are for
-# each of its threads, up to some, so that what is made on the way stays in the cache; elsewhere they
-# bound the memory.
+# Bytes of the largest map of images that run together, where they may run apart. On a CPU what is made
+# on the way is to stay in the cache, and below what glibc asks the system for anew each time; elsewhere
+# they bound the memory.
 _TOGETHER_BYTES_ELSEWHERE = 1 << 30
-_TOGETHER_BYTES_ON_CPU, _TOGETHER_THREADS = 20 << 20, 4
+_TOGETHER_BYTES_ON_CPU = 20 << 20
 # On a CPU about a share of what all of them would take, unless that is next to nothing.
 _SHARE_OF_ALL = 4
 # Less where the recordings are joined again: a run costs no more than its calls then.
@@ -232,8 +232,8 @@ class Ways:
         together = _TOGETHER_BYTES_ELSEWHERE
         if images.device.type == "cpu":
             least = _JOINED_BYTES_AT_LEAST if to_join else _TOGETHER_BYTES_AT_LEAST
-            most = _TOGETHER_BYTES_ON_CPU * min(torch.get_num_threads(), _TOGETHER_THREADS)
-            together = min(max(-(-every // _SHARE_OF_ALL), least), most)
+            share = max(-(-every // _SHARE_OF_ALL), least)
+            together = min(share, _TOGETHER_BYTES_ON_CPU)
         # At least two images a run: a forward may do something else for a single one.
         runs = max(1, min(len(images) // 2, -(-every // together)))
         exact = max(way.exact for way in ways.values())

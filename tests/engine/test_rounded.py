@@ -33,7 +33,8 @@ class Net(nn.Module):
     def __init__(self, between: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 24, 3, padding=1)
-        self.norm, self.relu, self.pool = nn.BatchNorm2d(24), nn.ReLU(), nn.MaxPool2d(2)
+        self.norm, self.relu = nn.BatchNorm2d(24), nn.ReLU()
+        self.pool: nn.Module = nn.MaxPool2d(2)
         self.conv3, self.conv4 = nn.Conv2d(24, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
         self.shortcut = nn.Conv2d(24, 32, 1, bias=False)
         self.between = between

@@ -254,7 +254,7 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here, forward: bool = False)
         count = min(together, rows - begin)
         some = [part.narrow(-3, 0, count) for part in (down, tiles, products, across)]
         if count not in within:
-            within[count] = _within_tiles(*some, filters, forward)
+            within[count] = _within_tiles(some, filters, forward)
         _run(_differences(some[0], below.narrow(1, begin, count), forward))
         _run(within[count])
         _run(_sums(pixels.narrow(2, begin, count), some[3].transpose(0, 1), forward))
@@ -292,24 +292,17 @@ def _run(calls: Sequence[_Call]) -> None:
         function(one, other, out=out)
 
 
-def _within_tiles(
-    down: Tensor,
-    tiles: Tensor,
-    products: Tensor,
-    across: Tensor,
-    filters: Tensor,
-    forward: bool,
-) -> list[_Call]:
+def _within_tiles(some: Sequence[Tensor], filters: Tensor, forward: bool) -> list[_Call]:
     """What is done with some rows of tiles, from the differences of rows to the sums of columns.
 
     Args:
-        down: [4, rows, 2 columns + 2, U C], of the rows.
-        tiles: [4, 4, rows, columns, U C], written to, as are the next two.
-        products: [4, 4, rows, columns, U D].
-        across: [2, 4, rows, columns, U D].
+        some: Differences of the rows [4, rows, 2 columns + 2, U C], and what is written to: the tiles
+            [4, 4, rows, columns, U C], their products [4, 4, rows, columns, U D], and the sums of the
+            columns [2, 4, rows, columns, U D].
         filters: [16, C, D].
         forward: Whether the filters are to be turned round.
     """
+    down, tiles, products, across = some
     matrices = tiles.view(16, -1, filters.shape[1]), products.view(16, -1, filters.shape[2])
     return [
         *_differences(tiles, down.unfold(2, 4, 2).movedim(-1, 0), forward),

@@ -121,8 +121,8 @@ def switch_codes(
             distance = some - first
             if pixels:  # a few bytes are turned faster than the indices
                 at_pixels = distance.permute(0, 2, 3, 1).flatten(1, 2)
-                places = table.index_select(0, at_pixels.reshape(-1)).view(at_pixels.shape)
-                found.flatten(2).copy_(transposed(places))
+                numbered = table.index_select(0, at_pixels.reshape(-1)).view(at_pixels.shape)
+                found.flatten(2).copy_(transposed(numbered))
             else:
                 found.copy_(table.index_select(0, distance.reshape(-1)).view(some.shape))
         return codes
