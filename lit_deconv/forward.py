@@ -103,8 +103,8 @@ class Forward:
     ) -> Tape | None:
         """Records what may be rounded; None if the model does not take it as its few images have shown.
 
-        It may do something else for many images, or look at how its maps lie in memory. Then it is
-        not tried again.
+        It may do something else for many images, or look at how its maps lie in memory (``contiguous()``
+        behind the last pool does). Then it is not tried again.
         """
         try:
             tape = self.tape(images, extra, manner.exact)

@@ -134,19 +134,19 @@ class Manner:
     """How a model takes images of which a few have shown all.
 
     Attributes:
-        ops: Names of the ops that it records, all of which rules can reverse; a run with others is of
+        ops: What it records, see ``_asked``, all of which rules can reverse; a run with other ops is of
             another kind.
         runs: In how many runs the images go.
         exact: See ``Local``.
     """
 
-    ops: Sequence[str]
+    ops: Sequence[Any]
     runs: int
     exact: int
 
     def holds(self, tape: Tape) -> bool:
         """Whether a run was of this kind."""
-        same = [op.name for op in tape.ops] == self.ops and not tape.faults
+        same = _asked(tape.ops, self.exact) == self.ops and not tape.faults
         return same and _deciding(tape) <= self.exact
 
 
@@ -237,7 +237,31 @@ class Ways:
         # At least two images a run: a forward may do something else for a single one.
         runs = max(1, min(len(images) // 2, -(-every // together)))
         exact = max(way.exact for way in ways.values())
-        return Manner([op.name for op in plans[0].recorded], runs, exact)
+        return Manner(_asked(plans[0].recorded, exact), runs, exact)
+
+
+def _asked(ops: Sequence[Op], exact: int) -> list[Any]:
+    """The ops by name; those behind the first ``exact`` with all that a model can choose by.
+
+    These may find their maps otherwise in memory than in the model's own run, and a model that looks at
+    that may take other weights for it, or another number.
+    """
+
+    def chosen(op: Op) -> list[Any]:
+        given = [leaf for leaf in leaves(op.arguments.values()) if not isinstance(leaf, Value)]
+        return [
+            id(leaf)
+            if isinstance(leaf, nn.Parameter)
+            else leaf.shape
+            if isinstance(leaf, Tensor)
+            else leaf
+            for leaf in given
+        ]
+
+    return [
+        op.name if number < exact else (op.name, op.module, chosen(op))
+        for number, op in enumerate(ops)
+    ]
 
 
 def _deciding(tape: Tape) -> int:

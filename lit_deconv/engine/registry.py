@@ -33,8 +33,9 @@ class Rule:
         after: Called after the op ran, returns what to keep.
         run: Runs the op, given it and its arguments by name: a faster way to the same result, to the
             bit. None where PyTorch's own is as good.
-        run_laid: The same where it may lie otherwise in memory.
-        run_rounded: The same where it may be rounded otherwise, too.
+        run_laid: The same where its result may lie otherwise in memory: of the last op that must be exact,
+            and behind it.
+        run_rounded: The same where it may be rounded otherwise, too: behind that op.
         windows: Whether ``reverse`` takes a windowed signal; if not, it gets the full map.
         one_hot: Whether it takes a signal that is zero but in one channel of each seed; if not, it
             gets all channels.

@@ -154,8 +154,11 @@ def test_rows_of_tiles_are_shared_among_threads(
     assert blocks[0] > blocks[1] > blocks[2] == 1
 
 
-def test_what_lies_in_the_shared_place_is_not_read() -> None:
-    values, weight, here, expected = _made("several blocks")
+@pytest.mark.parametrize(
+    "name", [name for name, (_, (_, *kernel), _) in SHAPES.items() if kernel == [3, 3]]
+)
+def test_what_lies_in_the_shared_place_is_not_read(name: str) -> None:
+    values, weight, here, expected = _made(name)
     with shared_work():
         first = by_tiles(values, weight, here)
         shared = by_pixel._shared.get()

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_deconv.engine.recorder import record
+from lit_deconv.engine.rules import pooling
 from lit_deconv.engine.rules.pooling import (
     Switches,
     pooled,
-    pooled_as_it_lies,
+    pooled_channels_last,
     switch_codes,
     unpool,
 )
@@ -51,8 +52,13 @@ def _maps(name: str) -> Tensor:
     ["random", "float64", "ties", "signed zeros", "not finite", "several parts", "strided",
      "channels_last", "no images", "one map"],
 )  # fmt: skip
-@pytest.mark.parametrize("run", [pooled, pooled_as_it_lies])
-def test_the_same_to_the_bit(run: Any, name: str, grid: str) -> None:
+@pytest.mark.parametrize("run", [pooled, pooled_channels_last])
+def test_the_same_to_the_bit(
+    run: Any, name: str, grid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if run is pooled_channels_last:
+        monkeypatch.setattr(pooling, "_SIDE_BY_SIDE", 1)
+        monkeypatch.setattr(pooling, "FAST_FORWARD", (torch.float32, torch.float64))
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
     arguments: dict[str, Any] = {
         "self": _maps(name), **dict(zip(names, _GRIDS[grid], strict=True))
@@ -79,7 +85,7 @@ def test_the_same_codes_however_the_indices_lie(grid: str) -> None:
         "self": maps, **dict(zip(names, (*steps, ceil_mode), strict=True))
     }  # fmt: skip
     given = []
-    for run in (pooled, pooled_as_it_lies):
+    for run in (pooled, pooled_channels_last):
         values, indices = run(_POOL, arguments)
         given.append(switch_codes(indices, maps.shape[2:], kernel, stride, padding, dilation))
     assert not values.is_contiguous()  # the latter is of use

@@ -199,6 +199,7 @@ def test_what_the_last_switches_give_is_left_as_it_lies(net: Net, images: Tensor
     with mock.patch.dict(RULES, {"max_pool2d_with_indices": watched}):
         deconvnet.attribute(images)
         runs = len(lies_as_usual) // 2
+        assert runs
         assert lies_as_usual == [True, False] * runs
         deconvnet.activations(images)
     assert lies_as_usual[2 * runs :] == [True, True]
@@ -224,6 +225,35 @@ def test_ops_that_need_the_values_or_their_layout(
     tape = record(net, (images,), {"conv4": net.conv4}, model=net)
     last = tape.ops[local_way(tape, tape.layers["conv4"]).exact - 1]
     assert last.name == "max_pool2d_with_indices"
+
+
+@pytest.mark.parametrize("by", ["number", "weights"])
+def test_a_model_that_chooses_by_how_its_maps_lie(by: str, images: Tensor) -> None:
+    torch.manual_seed(0)
+    model = Net().eval()
+    other = nn.Conv2d(24, 24, 3, padding=1)
+
+    def between(x: Tensor) -> Tensor:
+        if by == "number":
+            return nn.functional.leaky_relu(x - 0.5, 0.1 if x.is_contiguous() else 0.9)
+        conv = model.conv2 if x.is_contiguous() else other
+        return torch.conv2d(x, conv.weight, conv.bias, padding=1)
+
+    model.pool = nn.Sequential(nn.MaxPool2d(2), _Function(between))
+    given = Deconvnet(model, "conv4").attribute(images)
+    model.double()
+    other.double()
+    expected = Deconvnet(model, "conv4").attribute(images.double())
+    assert (given - expected).abs().max() < 2e-6 * expected.abs().max()
+
+
+class _Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
 
 
 def _of_few_values(net: Net, images: Tensor) -> tuple[Net, Tensor]:

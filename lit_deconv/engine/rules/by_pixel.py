@@ -43,7 +43,7 @@ _USES = 4
 _SHARE_BY_TAPS, _SHARE_BY_TILES = 0.8, 0.9
 # And of what we count for a forward in channels_last, for which PyTorch has fast kernels of these.
 _SHARE_OF_FORWARD = 0.75
-_FAST_FORWARD = (torch.float32,)
+FAST_FORWARD = (torch.float32,)
 # Multiply-adds below which calls cost more than what they do.
 _SMALL = 1 << 22
 # Columns of a matrix below which its product leaves vectors empty.
@@ -51,8 +51,8 @@ _NARROW = 16
 # Rows of a matrix below which its product is slow, and rows that are worked on at a time, as many as
 # there are channels within these bounds: more leave the cache.
 _FEW_ROWS, _ROWS = 48, (64, 256)
-# Numbers of a sum for each thread below which PyTorch takes fewer threads, and for how many threads so many
-# rows of tiles are worked on at a time that all of them have a share.
+# Numbers of a line of tiles for each thread with which its sums, of two to eight lines, are shared among
+# threads (measured), and for how many threads so many rows of tiles are worked on at a time.
 _GRAIN, _MOST_SHARING = 1 << 14, 4
 # Bytes that are kept from one convolution to the next.
 _ROOM = 32 << 20
@@ -155,7 +155,7 @@ def convolved(convolution: Callable[..., Any], arguments: Mapping[str, Any]) -> 
     maps, weight, bias = arguments["input"], arguments["weight"], arguments["bias"]
     plain = maps.ndim == 4 and arguments["groups"] == 1 and not arguments["transposed"]
     fast = torch.backends.mkldnn.is_available() and maps.device.type == "cpu"
-    fast = fast and maps.dtype == weight.dtype in _FAST_FORWARD and not torch.is_grad_enabled()
+    fast = fast and maps.dtype == weight.dtype in FAST_FORWARD and not torch.is_grad_enabled()
     if not plain or not fast or weight.shape[1] < _NARROW:
         return convolution(**arguments)
     sides = per_dim(arguments["padding"], 2)
@@ -321,10 +321,10 @@ def _differences(found: Tensor, neighbours: Tensor, forward: bool) -> list[_Call
             found are exchanged, and negated, as the last of the filters is.
     """
     a, b, c, d = neighbours
-    both = (torch.sub, neighbours[:2], neighbours[2:], found[::3])
-    turned = (torch.sub, d, b, found[0]), (torch.sub, c, a, found[3])
-    outer = turned if forward else (both,)
-    return [*outer, (torch.add, b, c, found[1]), (torch.sub, c, b, found[2])]
+    calls = [(torch.add, b, c, found[1]), (torch.sub, c, b, found[2])]
+    if forward:
+        return [*calls, (torch.sub, d, b, found[0]), (torch.sub, c, a, found[3])]
+    return [*calls, (torch.sub, neighbours[:2], neighbours[2:], found[::3])]
 
 
 def _sums(found: Tensor, products: Tensor, forward: bool) -> list[_Call]:
@@ -337,10 +337,10 @@ def _sums(found: Tensor, products: Tensor, forward: bool) -> list[_Call]:
     """
     a, b, c, d = products
     first, second = found
-    both = (torch.add, found, products[::3], found)
-    turned = (torch.add, first, d, first), (torch.add, second, a, second)
-    outer = turned if forward else (both,)
-    return [(torch.add, b, c, first), (torch.sub, b, c, second), *outer]
+    calls = [(torch.add, b, c, first), (torch.sub, b, c, second)]
+    if forward:
+        return [*calls, (torch.add, first, d, first), (torch.add, second, a, second)]
+    return [*calls, (torch.add, found, products[::3], found)]
 
 
 def _filters(weight: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_deconv.engine.errors import refusal
 from lit_deconv.engine.registry import reverse_rule
 from lit_deconv.engine.rules._shared import refuse_samples
+from lit_deconv.engine.rules.by_pixel import FAST_FORWARD
 from lit_deconv.engine.rules.layout import by_map, channels_last, transposed
 from lit_deconv.engine.rules.resampling import per_dim
 from lit_deconv.engine.signal import Signal, Window
@@ -137,7 +138,7 @@ def switch_codes(
         step.clamp_(0, kernel[dim] - 1)  # where a window has no place in the map
         place.add_(step, alpha=per_step)
         per_step *= kernel[dim]
-    return place.to(dtype)
+    return place.to(dtype).contiguous()
 
 
 def _grid(
@@ -220,12 +221,13 @@ def pooled(pool: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Tens
     return values, indices
 
 
-def pooled_as_it_lies(
+def pooled_channels_last(
     pool: Callable[..., Any], arguments: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """The same, which may be left in ``channels_last``, as what comes behind it takes it, too."""
+    """The same, left in ``channels_last`` where the convolutions behind have fast kernels for that."""
     maps: Tensor = arguments["self"]
-    if not _turning_pays(pool, maps) or maps.shape[1] < _SIDE_BY_SIDE:
+    fast = maps.dtype in FAST_FORWARD and torch.backends.mkldnn.is_available()
+    if not fast or not _turning_pays(pool, maps) or maps.shape[1] < _SIDE_BY_SIDE:
         return pooled(pool, arguments)
     return pool(**{**arguments, "self": channels_last(maps)})
 
@@ -238,7 +240,7 @@ def _turning_pays(pool: Callable[..., Any], maps: Tensor) -> bool:
 
 @reverse_rule(
     "max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d_with_indices",
-    after=_keep_switches, run=pooled, run_laid=pooled_as_it_lies, windows=True, kind="switches",
+    after=_keep_switches, run=pooled, run_laid=pooled_channels_last, windows=True, kind="switches",
 )  # fmt: skip
 def max_pool(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
     """Each value to its switch; where windows overlap and share one, values add (or are placed)."""
