@@ -228,8 +228,9 @@ def _check_apart(outcome: Outcome, net: Deconvnet, images: Tensor, units: Tensor
         patches, boxes = net.reconstruct(many, units, crop=True)
         for name, share in {"channels_last": -math.inf, "tiles": math.inf}.items():
             forced: dict[str, Any] = {"_SMALL": 0, "_FEW_ROWS": 0, "_NARROW": 0}
-            forced |= {"_SHARE_OF_FORWARD": share, "_FAST_FORWARD": (torch.float64,)}
-            with mock.patch.multiple(by_pixel, **forced):
+            forced |= {"_SHARE_OF_FORWARD": share, "FAST_FORWARD": (torch.float64,)}
+            laid = mock.patch.multiple(pooling, FAST_FORWARD=(torch.float64,), _SIDE_BY_SIDE=1)
+            with laid, mock.patch.multiple(by_pixel, **forced):
                 outcome.compare(f"whole/forward by {name}", net.attribute(many), whole)
     outcome.compare("crop/apart", uncropped(patches, boxes, images.shape[2:]), by_unit)
 
