@@ -18,7 +18,7 @@ import lit_deconv
 from lit_deconv import Deconvnet, forward
 from lit_deconv.engine import local
 from lit_deconv.engine.errors import DeconvError, LayerError, UnsupportedOp
-from lit_deconv.engine.rules import by_pixel, convolution
+from lit_deconv.engine.rules import by_pixel, convolution, pooling
 
 from . import reference
 from .generator import Network, generate
