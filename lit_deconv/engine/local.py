@@ -138,15 +138,17 @@ class Manner:
             another kind.
         runs: In how many runs the images go.
         exact: See ``Local``.
+        constants: Identities of the model's tensors that the ops use.
     """
 
     ops: Sequence[Any]
     runs: int
     exact: int
+    constants: frozenset[int]
 
     def holds(self, tape: Tape) -> bool:
         """Whether a run was of this kind."""
-        same = _asked(tape.ops, self.exact) == self.ops and not tape.faults
+        same = _asked(tape.ops, self.exact, self.constants) == self.ops and not tape.faults
         return same and _deciding(tape) <= self.exact
 
 
@@ -237,29 +239,29 @@ class Ways:
         # At least two images a run: a forward may do something else for a single one.
         runs = max(1, min(len(images) // 2, -(-every // together)))
         exact = max(way.exact for way in ways.values())
-        return Manner(_asked(plans[0].recorded, exact), runs, exact)
+        constants = frozenset(key for way in ways.values() for key in way.constants)
+        return Manner(_asked(plans[0].recorded, exact, constants), runs, exact, constants)
 
 
-def _asked(ops: Sequence[Op], exact: int) -> list[Any]:
-    """The ops by name; those behind the first ``exact`` with all that a model can choose by.
+def _asked(ops: Sequence[Op], exact: int, constants: frozenset[int]) -> list[Any]:
+    """The ops by name; those behind the first ``exact`` with all that a model can choose.
 
     These may find their maps otherwise in memory than in the model's own run, and a model that looks at
-    that may take other weights for it, or another number.
+    that may take other maps, other weights or another number for it.
     """
+    numbers = {id(op): number for number, op in enumerate(ops)}
 
-    def chosen(op: Op) -> list[Any]:
-        given = [leaf for leaf in leaves(op.arguments.values()) if not isinstance(leaf, Value)]
-        return [
-            id(leaf)
-            if isinstance(leaf, nn.Parameter)
-            else leaf.shape
-            if isinstance(leaf, Tensor)
-            else leaf
-            for leaf in given
-        ]
+    def told(leaf: Any) -> Any:
+        if isinstance(leaf, Value):
+            return numbers.get(id(leaf.op))
+        if isinstance(leaf, Tensor):
+            return id(leaf) if id(leaf) in constants else leaf.shape
+        return leaf
 
     return [
-        op.name if number < exact else (op.name, op.module, chosen(op))
+        op.name
+        if number < exact
+        else (op.name, op.module, [told(leaf) for leaf in leaves(op.arguments.values())])
         for number, op in enumerate(ops)
     ]
 

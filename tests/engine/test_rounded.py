@@ -227,7 +227,7 @@ def test_ops_that_need_the_values_or_their_layout(
     assert last.name == "max_pool2d_with_indices"
 
 
-@pytest.mark.parametrize("by", ["number", "weights"])
+@pytest.mark.parametrize("by", ["number", "weights", "buffers", "maps"])
 def test_a_model_that_chooses_by_how_its_maps_lie(by: str, images: Tensor) -> None:
     torch.manual_seed(0)
     model = Net().eval()
@@ -236,9 +236,17 @@ def test_a_model_that_chooses_by_how_its_maps_lie(by: str, images: Tensor) -> No
     def between(x: Tensor) -> Tensor:
         if by == "number":
             return nn.functional.leaky_relu(x - 0.5, 0.1 if x.is_contiguous() else 0.9)
+        if by == "buffers":
+            weight = model.get_buffer("one" if x.is_contiguous() else "two")
+            return torch.conv2d(x, weight, padding=1)
+        if by == "maps":
+            one, two = model.conv2(x), other(x)
+            return nn.functional.relu(one if x.is_contiguous() else two)
         conv = model.conv2 if x.is_contiguous() else other
         return torch.conv2d(x, conv.weight, conv.bias, padding=1)
 
+    for name, conv in (("one", model.conv2), ("two", other)):
+        model.register_buffer(name, conv.weight.detach().clone())
     model.pool = nn.Sequential(nn.MaxPool2d(2), _Function(between))
     given = Deconvnet(model, "conv4").attribute(images)
     model.double()
