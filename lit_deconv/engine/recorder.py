@@ -447,7 +447,7 @@ class Recorder(TorchDispatchMode):
         return result if ran else func(*args, **kwargs)
 
     def _run_of(self, rule: Rule) -> Run | None:
-        """The fastest way to run an op that gives what may come of it."""
+        """The fastest way to run the next op of this rule, as exact as it has to be; None: as called."""
         exact = math.inf if self.exact is None else self.exact
         if rule.run_rounded and len(self.tape.ops) >= exact:
             return rule.run_rounded

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_deconv.engine.recorder import record
-from lit_deconv.engine.rules import pooling
+from lit_deconv.engine.rules import layout, pooling
 from lit_deconv.engine.rules.pooling import (
     Switches,
     pooled,
@@ -39,6 +39,8 @@ def _maps(name: str) -> Tensor:
         "signed zeros": random.sign() * 0.0,
         "not finite": torch.where(random > 1, torch.nan, random.where(random > -1, -torch.inf)),
         "several parts": torch.randn(2, 40, 96, 96, generator=torch.Generator().manual_seed(1)),
+        # Narrower than the kernel, so that one index may be of several places in it.
+        "narrow": torch.randn(2, 40, 31, 2, generator=torch.Generator().manual_seed(2)),
         "strided": random.transpose(2, 3),
         "channels_last": random.contiguous(memory_format=torch.channels_last),
         "no images": random[:0],
@@ -58,7 +60,7 @@ def test_the_same_to_the_bit(
 ) -> None:
     if run is pooled_channels_last:
         monkeypatch.setattr(pooling, "_SIDE_BY_SIDE", 1)
-        monkeypatch.setattr(pooling, "FAST_FORWARD", (torch.float32, torch.float64))
+        monkeypatch.setattr(layout, "_FAST_IN_CHANNELS_LAST", (torch.float32, torch.float64))
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
     arguments: dict[str, Any] = {
         "self": _maps(name), **dict(zip(names, _GRIDS[grid], strict=True))
@@ -73,13 +75,16 @@ def test_the_same_to_the_bit(
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize("grid", _GRIDS)
-def test_the_same_codes_however_the_indices_lie(grid: str) -> None:
+@pytest.mark.parametrize(
+    ("grid", "name"),
+    [*((grid, "several parts") for grid in _GRIDS), ("overlapping, padded", "narrow")],
+)
+def test_the_same_codes_however_the_indices_lie(grid: str, name: str) -> None:
     *steps, ceil_mode = _GRIDS[grid]
     kernel, stride, padding, dilation = (
         list(per_dim(step, 2)) if step else [2, 2] for step in steps
     )
-    maps = _maps("several parts")
+    maps = _maps(name)
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
     arguments: dict[str, Any] = {
         "self": maps, **dict(zip(names, (*steps, ceil_mode), strict=True))

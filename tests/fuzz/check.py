@@ -18,7 +18,7 @@ import lit_deconv
 from lit_deconv import Deconvnet, forward
 from lit_deconv.engine import local
 from lit_deconv.engine.errors import DeconvError, LayerError, UnsupportedOp
-from lit_deconv.engine.rules import by_pixel, convolution, pooling
+from lit_deconv.engine.rules import by_pixel, convolution, layout, pooling
 
 from . import reference
 from .generator import Network, generate
@@ -228,9 +228,12 @@ def _check_apart(outcome: Outcome, net: Deconvnet, images: Tensor, units: Tensor
         patches, boxes = net.reconstruct(many, units, crop=True)
         for name, share in {"channels_last": -math.inf, "tiles": math.inf}.items():
             forced: dict[str, Any] = {"_SMALL": 0, "_FEW_ROWS": 0, "_NARROW": 0}
-            forced |= {"_SHARE_OF_FORWARD": share, "FAST_FORWARD": (torch.float64,)}
-            laid = mock.patch.multiple(pooling, FAST_FORWARD=(torch.float64,), _SIDE_BY_SIDE=1)
-            with laid, mock.patch.multiple(by_pixel, **forced):
+            forced |= {"_SHARE_OF_FORWARD": share}
+            with (
+                mock.patch.object(layout, "_FAST_IN_CHANNELS_LAST", (torch.float64,)),
+                mock.patch.object(pooling, "_SIDE_BY_SIDE", 1),
+                mock.patch.multiple(by_pixel, **forced),
+            ):
                 outcome.compare(f"whole/forward by {name}", net.attribute(many), whole)
     outcome.compare("crop/apart", uncropped(patches, boxes, images.shape[2:]), by_unit)
 

@@ -18,7 +18,12 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lit_deconv.engine.rules.layout import channels_last, lies_by_pixel, pixel_by_pixel
+from lit_deconv.engine.rules.layout import (
+    channels_last,
+    fast_in_channels_last,
+    lies_by_pixel,
+    pixel_by_pixel,
+)
 from lit_deconv.engine.rules.resampling import per_dim
 
 _Here: TypeAlias = "Sequence[tuple[int, int]]"
@@ -43,7 +48,6 @@ _USES = 4
 _SHARE_BY_TAPS, _SHARE_BY_TILES = 0.8, 0.9
 # And of what we count for a forward in channels_last, for which PyTorch has fast kernels of these.
 _SHARE_OF_FORWARD = 0.75
-FAST_FORWARD = (torch.float32,)
 # Multiply-adds below which calls cost more than what they do.
 _SMALL = 1 << 22
 # Columns of a matrix below which its product leaves vectors empty.
@@ -154,8 +158,8 @@ def convolved(convolution: Callable[..., Any], arguments: Mapping[str, Any]) -> 
     """
     maps, weight, bias = arguments["input"], arguments["weight"], arguments["bias"]
     plain = maps.ndim == 4 and arguments["groups"] == 1 and not arguments["transposed"]
-    fast = torch.backends.mkldnn.is_available() and maps.device.type == "cpu"
-    fast = fast and maps.dtype == weight.dtype in FAST_FORWARD and not torch.is_grad_enabled()
+    fast = fast_in_channels_last(maps) and maps.dtype == weight.dtype
+    fast = fast and not torch.is_grad_enabled()
     if not plain or not fast or weight.shape[1] < _NARROW:
         return convolution(**arguments)
     sides = per_dim(arguments["padding"], 2)

@@ -10,6 +10,8 @@ _MOVED_BY_VECTORS = {1: torch.uint8, 4: torch.float32}
 _VECTORS = ("AVX2", "AVX512")
 # Numbers below which its calls cost more than is gained.
 _FEW = 1 << 14
+# What PyTorch's fast kernels for maps in channels_last take on a CPU.
+_FAST_IN_CHANNELS_LAST = (torch.float32,)
 
 
 def transposed(matrices: Tensor) -> Tensor:
@@ -57,6 +59,12 @@ def channels_last(maps: Tensor) -> Tensor:
         return maps.contiguous(memory_format=torch.channels_last)
     pixels = transposed(maps.flatten(2)).unflatten(1, maps.shape[2:])
     return pixels.permute(0, 3, 1, 2)
+
+
+def fast_in_channels_last(maps: Tensor) -> bool:
+    """Whether a CPU has faster kernels for maps like these in ``channels_last`` than as they lie."""
+    fast = maps.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return fast and maps.dtype in _FAST_IN_CHANNELS_LAST
 
 
 def lies_by_pixel(values: Tensor) -> bool:

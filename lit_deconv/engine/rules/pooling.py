@@ -15,8 +15,12 @@ from torch import Tensor
 from lit_deconv.engine.errors import refusal
 from lit_deconv.engine.registry import reverse_rule
 from lit_deconv.engine.rules._shared import refuse_samples
-from lit_deconv.engine.rules.by_pixel import FAST_FORWARD
-from lit_deconv.engine.rules.layout import by_map, channels_last, transposed
+from lit_deconv.engine.rules.layout import (
+    by_map,
+    channels_last,
+    fast_in_channels_last,
+    transposed,
+)
 from lit_deconv.engine.rules.resampling import per_dim
 from lit_deconv.engine.signal import Signal, Window
 from lit_deconv.engine.tape import Op, Options
@@ -226,8 +230,8 @@ def pooled_channels_last(
 ) -> tuple[Tensor, Tensor]:
     """The same, left in ``channels_last`` where the convolutions behind have fast kernels for that."""
     maps: Tensor = arguments["self"]
-    fast = maps.dtype in FAST_FORWARD and torch.backends.mkldnn.is_available()
-    if not fast or not _turning_pays(pool, maps) or maps.shape[1] < _SIDE_BY_SIDE:
+    fast = fast_in_channels_last(maps) and _turning_pays(pool, maps)
+    if not fast or maps.shape[1] < _SIDE_BY_SIDE:
         return pooled(pool, arguments)
     return pool(**{**arguments, "self": channels_last(maps)})
 
