@@ -52,9 +52,9 @@ class Deconvnet:
 
     The model runs in eval mode and is left as it was: train flags, buffers, gradients, random
     numbers and hooks, also after an error. It may be called under ``no_grad`` and ``inference_mode``.
-    Where its ops show that no image matters to another, many large images go through it a few at a
-    time, as they fit the cache; ``via="images"``, a callable selector and further arguments of the
-    model keep them together.
+    Where its ops, of two images and of three, show that no image matters to another, many large images
+    go through it a few at a time, as they fit the cache; ``via="images"``, a callable selector and
+    further arguments of the model keep them together.
 
     Args:
         model: Any model that maps images to something through feature maps.
@@ -197,7 +197,8 @@ class Deconvnet:
                 alone, forward and back; "auto" takes what needs fewer operations. The layers' way
                 through the model is read once per image size and kept for further calls, as long as
                 the model has the same parts, flags, hooks and attributes; a forward that depends on
-                anything outside the model, such as a global, needs via="images".
+                anything outside the model, such as a global, or does something else from some number
+                of images on, more than three, needs via="images".
 
         Returns:
             [U, C, H, W] in the order of ``units``; with ``crop`` a pair of patches [U, C, h, w] and

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from lit_deconv import Deconvnet, forward
 from lit_deconv.engine import local
+from lit_deconv.engine.errors import UnsupportedOp
 
 
 class Net(nn.Module):
@@ -159,6 +160,45 @@ def test_what_stays_together(why: str, images: Tensor) -> None:
     assert set(given) <= {7, 2}  # two of them may be looked at beforehand
     assert given.count(7) >= 1
     assert sum(given) - 7 * given.count(7) <= 2
+
+
+class Counting(nn.Module):
+    """Divides by a buffer to which it adds the number of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add_(len(x))
+        return x / self.seen
+
+
+FOLLOWS_THE_NUMBER: dict[str, Callable[[Tensor], Tensor]] = {
+    "number": lambda x: x / len(x),
+    "tensor": lambda x: x * torch.tensor(1.0 / len(x)),
+    "weights": lambda x: nn.functional.conv2d(x, x.new_full((6, 6, 1, 1), len(x))),
+    "buffer": Counting(),
+}
+
+
+@pytest.mark.parametrize("what", FOLLOWS_THE_NUMBER)
+def test_units_of_a_model_that_follows_the_number_of_images(what: str, images: Tensor) -> None:
+    net = Net(FOLLOWS_THE_NUMBER[what]).eval().double()
+    deconvnet, whole = (Deconvnet(net, "conv3", path=path) for path in ("auto", "autograd"))
+    # Two images show nothing that holds for more.
+    for some in (images[:2], images, images):
+        units = units_of(some, 4)
+        assert_close(deconvnet.reconstruct(some, units), whole.reconstruct(some, units))
+    with pytest.raises(UnsupportedOp, match="number of images"):
+        deconvnet.reconstruct(images, units_of(images, 4), via="patches")
+
+
+def test_units_of_a_model_that_draws_random_numbers_are_not_of_patches(images: Tensor) -> None:
+    net = Net(lambda x: x * torch.rand(())).eval().double()
+    for some in (images[:2], images):
+        with pytest.raises(UnsupportedOp, match="random numbers"):
+            Deconvnet(net, "conv3").reconstruct(some, units_of(some, 4), via="patches")
 
 
 class Chunked(Net):

@@ -29,6 +29,9 @@ _TOGETHER_BYTES_AT_LEAST, _JOINED_BYTES_AT_LEAST = 6 << 20, 3 << 19
 # Image sizes whose ways are kept, the newest.
 _MOST_SIZES = 8
 
+# Images that show the way of more: what two of them show has to hold for three.
+_SHOWN = 3
+
 
 @dataclass(frozen=True)
 class Local:
@@ -182,7 +185,7 @@ class Ways:
         if current != self._configuration:
             self._known.clear()
             self._configuration = current
-        key = (images[:2].shape, images.dtype, images.device)
+        key = (images[:_SHOWN].shape, images.dtype, images.device)
         if key not in self._known:
             try:
                 with randomness_kept([images.device]):
@@ -193,7 +196,7 @@ class Ways:
                 if len(images) == 1:
                     raise
                 return {}
-            self._known[key] = _agreed(two, three)
+            self._known[key] = _agreed(two, three, steady)
             if len(self._known) > _MOST_SIZES:
                 del self._known[next(iter(self._known))]
             self._kept = steady and configuration(self._model) == current
@@ -291,18 +294,20 @@ def _tapes(images: Tensor, read: Callable[[Tensor], Tape]) -> tuple[Tape, Tape |
     before = _random_states(images.device)
     two = read(images[:2])
     steady = all(map(torch.equal, before, _random_states(images.device)))
-    return two, read(images[:3]) if len(images) > 2 else None, steady
+    return two, read(images[:_SHOWN]) if len(images) >= _SHOWN else None, steady
 
 
-def _agreed(two: Tape, three: Tape | None) -> dict[str, Local]:
-    """The ways as two images show them; a plan that three change is none."""
+def _agreed(two: Tape, three: Tape | None, steady: bool) -> dict[str, Local]:
+    """The ways as two images show them; without a plan where three show another, or numbers are drawn."""
     found = {name: local_way(two, target) for name, target in two.layers.items()}
+    if not steady:
+        return {name: way.without_plan("it draws random numbers") for name, way in found.items()}
     if three is None:
         return found
     other = {name: local_way(three, target) for name, target in three.layers.items()}
     return {
         name: local
-        if _settings(local) == _settings(other[name])
+        if _same_calls(local, other[name])
         else local.without_plan("it depends on the number of images")
         for name, local in found.items()
     }
@@ -313,16 +318,26 @@ def _random_states(device: torch.device) -> list[Tensor]:
     return states + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
 
 
-def _settings(local: Local) -> list[Any]:
-    """What a plan's ops are given besides tensors."""
-    return [
-        (
-            op.name,
-            [
-                leaf
-                for leaf in leaves(op.arguments.values())
-                if not isinstance(leaf, (Tensor, Value))
-            ],
-        )
-        for op in (local.plan.ops if local.plan is not None else ())
-    ]
+def _same_calls(one: Local, other: Local) -> bool:
+    """Whether two plans are of the same ops, given the same besides values of the forward pass."""
+    plans = [local.plan for local in (one, other) if local.plan is not None]
+    if len(plans) < 2:
+        return not plans
+    return len(plans[0].ops) == len(plans[1].ops) and all(
+        a.name == b.name and _same_arguments(a, b)
+        for a, b in zip(plans[0].ops, plans[1].ops, strict=True)
+    )
+
+
+def _same_arguments(one: Op, other: Op) -> bool:
+    pairs = [leaves(op.arguments.values()) for op in (one, other)]
+    return len(pairs[0]) == len(pairs[1]) and all(map(_same, *pairs))
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Value) or isinstance(other, Value):
+        return isinstance(one, Value) and isinstance(other, Value)
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        alike = one.dtype == other.dtype and one.device == other.device
+        return one is other or (alike and torch.equal(one, other))
+    return type(one) is type(other) and bool(one == other)
