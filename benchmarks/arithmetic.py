@@ -129,10 +129,11 @@ def best_rate(device: str) -> float:
 # What PyTorch calls its ops, by what they are to a reconstruction. The first that fits counts.
 _KINDS = {
     "convolution": ("mkldnn_convolution", "convolution", "conv_", "slow_conv", "thnn", "cudnn",
-                    "addmm", "bmm", "mm", "max_pool2d_with_indices_backward_conv"),
+                    "addmm", "bmm", "mm"),
     "pooling": ("max_pool",),
     "gathers": ("index", "gather", "scatter", "where", "arange"),
-    "copies": ("copy_", "cat", "clone", "constant_pad", "fill_", "contiguous", "zero_"),
+    "copies": ("copy_", "cat", "clone", "constant_pad", "fill_", "contiguous", "zero_", "shuffle"),
+    "Python": ("select", "empty", "slice", "view", "resize"),  # what a call costs, no work
     "pointwise": ("relu", "mul", "add", "sub", "div", "batch_norm", "clamp", "remainder", "eq", "ge",
                   "lt", "le", "gt", "bitwise", "max", "floor", "threshold"),
 }  # fmt: skip

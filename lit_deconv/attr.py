@@ -26,6 +26,7 @@ from lit_deconv.engine.units import (
     walked_maps,
     walked_units,
     with_boxes,
+    with_units,
 )
 from lit_deconv.engine.walk import pixels
 from lit_deconv.explain import explained
@@ -221,7 +222,10 @@ class Deconvnet:
             found = self._by_patches(images, extra, chosen, crop, via)
             rest = {name: units for name, units in chosen.items() if name not in found}
             if rest:
-                found |= self._by_images(images, extra, rest, crop, apart=via != "images")
+                some, own = images, rest
+                if via != "images":
+                    some, own = self._with_units(images, extra, rest)
+                found |= self._by_images(some, extra, own, crop, apart=via != "images")
         results = {name: _like(inputs, found[name]) for name in self.layers}
         return results if self.several else next(iter(results.values()))
 
@@ -387,10 +391,27 @@ class Deconvnet:
                 continue
             shape = torch.Size([len(images[0]), *local.shape])
             chosen = checked_units(name, units[name], shape, images[0].device)
-            if via == "patches" or local.cheaper(len(chosen), len(images[0])):
+            if via == "patches" or local.cheaper(len(chosen), len(chosen[:, 0].unique())):
                 found[name] = patched_units(local, images[0], chosen, crop)
                 _reported_not_finite(name, found[name][0][0] if crop else found[name][0])
         return found
+
+    def _with_units(
+        self, images: tuple[Tensor, ...], extra: tuple[Any, ...], units: Mapping[str, Tensor]
+    ) -> tuple[tuple[Tensor, ...], Mapping[str, Tensor]]:
+        """Those images alone that have a unit, where no image matters to another; the units on these."""
+        if not self._forward.few_may_show_all(images, extra):
+            return images, units
+        ways = self._forward.ways(images[0])
+        if not all(name in ways and ways[name].plan is not None for name in units):
+            return images, units
+        checked = {
+            name: checked_units(
+                name, some, torch.Size([len(images[0]), *ways[name].shape]), images[0].device
+            )
+            for name, some in units.items()
+        }
+        return with_units(images, checked)
 
     def _by_images(
         self,

@@ -121,6 +121,47 @@ def test_several_layers_and_units_of_few_images(images: Tensor) -> None:
     assert torch.allclose(found["conv2"], expected, rtol=1e-12, atol=1e-12)
 
 
+def test_images_without_a_unit_do_not_run(images: Tensor) -> None:
+    net = Net().eval().double()
+    units = units_of(images, 300)
+    some = units[(units[:, 0] == 1) | (units[:, 0] > 4)]
+    expected = Deconvnet(net, "conv3").reconstruct(images, some, via="images")
+    found = Deconvnet(net, "conv3").reconstruct(images, some)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+    assert runs_of(net, lambda deconvnet: deconvnet.reconstruct(images, some)) == [3]
+
+
+def test_what_takes_fewer_operations_is_counted_by_layer(images: Tensor) -> None:
+    """A patch takes a share of one image, so what counts is the number of units on each image."""
+    net = Net().eval().double()
+    deconvnet = Deconvnet(net, ["conv2", "conv3"])
+    many, few = units_of(images, 300), units_of(images, 3)
+    few_of_one, many_of_one = few.clone(), units_of(images, 15)
+    few_of_one[:, 0] = many_of_one[:, 0] = 2
+    for conv2, conv3, runs in (
+        (few, few, []),
+        (many, few, [3, 2, 2]),
+        (few, many, [3, 2, 2]),
+        (few_of_one, few_of_one, []),
+        (few, many_of_one, [1]),
+        (many_of_one, few, [1]),
+    ):
+        units = {"conv2": conv2.clamp(max=conv2.new_tensor([6, 5, 6, 7])), "conv3": conv3}
+        given: list[int] = []
+        deconvnet.reconstruct(images, units)
+        handle = nn.modules.module.register_module_forward_pre_hook(
+            lambda module, inputs, given=given: (
+                given.append(len(inputs[0])) if module is net else None
+            )
+        )
+        found = deconvnet.reconstruct(images, units)
+        handle.remove()
+        assert given == runs
+        expected = deconvnet.reconstruct(images, units, via="images")
+        for name in units:
+            assert_close(found[name], expected[name])
+
+
 STAYS: dict[str, tuple[Net, dict[str, Any], Callable[[Deconvnet, Tensor], Any]]] = {
     "callable selector": (
         Net(), {}, lambda net, x: net.attribute(x, lambda y: y[range(len(x)), range(len(x)), 0, 0])

@@ -214,9 +214,9 @@ def _padded(op: Op, parent: Value, span: Span) -> Span | None:
     end = parent.shape[span.axis] - 1
     if bool((first >= 0).all() & (last <= end).all()):
         return Span(span.axis, first, last)
-    if op.name.startswith("replication") or op.arguments.get("mode") == "replicate":
+    if op.name.startswith("replication"):
         return Span(span.axis, first.clamp(0, end), last.clamp(0, end))
-    if op.name.startswith("reflection") or op.arguments.get("mode") == "reflect":
+    if op.name.startswith("reflection"):
         mirrored = (
             torch.where(first < 0, -first, last),
             torch.where(last > end, 2 * end - last, first),

@@ -77,7 +77,7 @@ def reverse_rule(
         *names: Op names without overload: ``"relu"`` for ``aten::relu.default`` and its in-place form,
             ``"namespace::name"`` for an op outside aten.
         of: Argument or arguments that the signal flows to.
-        before: See ``Rule``; called with the op, its arguments by name, None and the gate policy.
+        before: See ``Rule``; called with the op, its arguments by name, None and the options.
         after: The same with the op's result.
         run: See ``Rule``.
         run_laid: See ``Rule``.

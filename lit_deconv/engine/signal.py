@@ -171,6 +171,20 @@ class Signal:
             return recorded
         return recorded.index_select(0, self.sample)
 
+    def map_by_map(self, recorded: Tensor) -> tuple[Signal, Tensor]:
+        """Where each seed is in one channel, the same as seeds of single maps; else itself.
+
+        Args:
+            recorded: Something recorded per image and channel, [N, C, *map].
+
+        Returns:
+            The signal, and with it what was recorded, as [N C, 1, *map].
+        """
+        if self.channel is None:
+            return self, recorded
+        sample = self._samples() * recorded.shape[1] + self.channel
+        return replace(self, sample=sample, channel=None), recorded.flatten(0, 1).unsqueeze(1)
+
     def of_window(self, recorded: Tensor) -> Tensor:
         """The part of something recorded per image that lies under each window.
 

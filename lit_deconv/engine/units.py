@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from lit_deconv.engine.geometry import ReceptiveField
 from lit_deconv.engine.local import Local
 from lit_deconv.engine.recording import Recording, cropped, places, rows_per_chunk
 from lit_deconv.engine.signal import Signal, Span, Window
-from lit_deconv.engine.walk import Part, pixels, union
+from lit_deconv.engine.walk import Part, count_of, pixels, union
 
 # Parts of less than one in so many of what they may hold cost more than the margins that they save: in
 # a walk, and over patches, whose way forward has margins anyway.
@@ -188,7 +188,7 @@ def _parts(units: Tensor, interior: Span, rows: int, share: int) -> tuple[Tensor
     few: list[Part] = []
     for part in map(Part, counts, spans):
         few.append(part)
-        if _together(few) * share >= rows:
+        if count_of(few) * share >= rows:
             parts += _filled(few, rows)
             few = []
     return kind.argsort(stable=True).to(units.device), parts + _filled(few, rows)
@@ -236,13 +236,9 @@ def _kinds_of_margin(
     return kind, counts.tolist(), spans
 
 
-def _together(parts: Iterable[Part]) -> int:
-    return sum(part.seeds for part in parts)
-
-
 def _filled(few: list[Part], rows: int) -> list[Part]:
     """All of these together, in parts of at most ``rows``."""
-    count, span = _together(few), union(part.span for part in few)
+    count, span = count_of(few), union(part.span for part in few)
     return [Part(min(rows, count - start), span) for start in range(0, count, rows)]
 
 
@@ -254,6 +250,25 @@ def _finished(
     if signal is not None and signal.window is not None:
         signal = Signal(signal.values, units[:, 0], signal.window)
     return pixels(signal, image, len(units))
+
+
+def with_units(
+    images: tuple[Tensor, ...], units: Mapping[str, Tensor]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Those images alone that a unit sits on, and the units on these.
+
+    Args:
+        images: The inputs, each [N, ...].
+        units: By layer, int64 [U, 2 + D].
+    """
+    samples = torch.cat([some[:, 0] for some in units.values()]).unique()
+    if len(samples) in (0, len(images[0])):
+        return images, dict(units)
+    own = {
+        name: torch.cat([torch.searchsorted(samples, some[:, :1].contiguous()), some[:, 1:]], 1)
+        for name, some in units.items()
+    }
+    return tuple(image[samples] for image in images), own
 
 
 def empty(image: Tensor, field: ReceptiveField, units: Tensor, crop: bool) -> Tensor:

@@ -95,7 +95,7 @@ def _walk_on(
         for index, output in enumerate(op.outputs):
             if output is None or output not in signals or op.name == "input":
                 continue
-            if len(parts) > 1 and _count(parts) > room.get(op, math.inf):
+            if len(parts) > 1 and count_of(parts) > room.get(op, math.inf):
                 for some, own in _split(signals, _grouped(parts, room[op])):
                     yield from _walk_on(tape, number + 1, own, some, room, full_from, supported)
                 return
@@ -107,7 +107,7 @@ def _walk_on(
             _reverse(op, index, signals, full_from)
     arrived = [signals.get(value) for value in tape.inputs]
     yield (
-        _count(parts),
+        count_of(parts),
         [
             signal and signal.dense(value.shape[1])
             for signal, value in zip(arrived, tape.inputs, strict=True)
@@ -132,7 +132,8 @@ def _reverse(op: Op, index: int, signals: dict[Value, Signal], full_from: float)
         signals[parent] = contribution
 
 
-def _count(parts: Sequence[Part]) -> int:
+def count_of(parts: Sequence[Part]) -> int:
+    """How many seeds there are in several parts."""
     return sum(part.seeds for part in parts)
 
 
@@ -140,7 +141,7 @@ def _grouped(parts: Sequence[Part], most: int) -> list[list[Part]]:
     """Neighbouring parts together, as many as there is room for, at least one."""
     groups: list[list[Part]] = [[]]
     for part in parts:
-        if groups[-1] and _count(groups[-1]) + part.seeds > most:
+        if groups[-1] and count_of(groups[-1]) + part.seeds > most:
             groups.append([])
         groups[-1].append(part)
     return groups
@@ -151,7 +152,7 @@ def _split(
 ) -> Iterator[tuple[list[Part], dict[Value, Signal]]]:
     start = 0
     for group in groups:
-        seeds = slice(start, start + _count(group))
+        seeds = slice(start, start + count_of(group))
         span = union(part.span for part in group)
         shared: dict[int, Tensor] = {}  # signals of the same seeds hold the same tensors
         yield (

@@ -54,7 +54,9 @@ def _images(count: int) -> Tensor:
 def _units(net: Deconvnet, images: Tensor, count: int) -> Tensor:
     torch.manual_seed(2)
     shape = net.activations(images).shape
-    return torch.stack([torch.randint(extent, (count,)) for extent in shape], 1)
+    units = torch.stack([torch.randint(extent, (count,)) for extent in shape], 1)
+    units[: len(images), 0] = torch.arange(len(images))  # an image without a unit is not recorded
+    return units
 
 
 def _recorded(net: nn.Sequential, images: Tensor, sizes: list[int]) -> Iterator[Recorded]:

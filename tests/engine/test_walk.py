@@ -134,6 +134,8 @@ def test_every_layer_of_a_chain(name: str, path: str) -> None:
         expected = reconstruction(chain, x, layer, activation)
         assert_close(net.attribute(x), expected)
         assert_close(net.attribute(x, 1), reconstruction(chain, x, layer, kept))
+        maps = torch.stack([net.attribute(x, channel) for channel in (1, 0, 1)])
+        assert_close(net.maps(x, [1, 0, 1]), maps)
         units = all_units(activation.shape)[:: max(1, activation.numel() // 9)]
         alone = reconstruction(chain, x[units[:, 0]], layer, one_hot(units, activation))
         assert_close(net.reconstruct(x, units), alone)

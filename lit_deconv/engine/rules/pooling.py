@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -244,28 +244,29 @@ def _turning_pays(pool: Callable[..., Any], maps: Tensor) -> bool:
 
 @reverse_rule(
     "max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d_with_indices",
-    after=_keep_switches, run=pooled, run_laid=pooled_channels_last, windows=True, kind="switches",
+    after=_keep_switches, run=pooled, run_laid=pooled_channels_last, windows=True, one_hot=True,
+    kind="switches",
 )  # fmt: skip
 def max_pool(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
     """Each value to its switch; where windows overlap and share one, values add (or are placed)."""
     switches: Switches = op.kept
     map_size = op["self"].map_size
+    here, codes = signal.map_by_map(switches.codes)
     if signal.window is None:
-        codes = signal.of(switches.codes)
+        codes = here.of(codes)
         yield op["self"], signal.anew(unpool(signal.values, codes, switches, map_size))
         return
-    if switches.window is None:
-        codes = signal.of_window(switches.codes)
-    else:
-        codes = _under(signal, switches.codes, switches.window)
+    within = switches.window
+    codes = here.of_window(codes) if within is None else _under(here, codes, within)
     unpooled = unpool(signal.values, codes, switches)
     window = signal.window.moved(switches.stride, [-side for side in switches.padding])
-    yield op["self"], Signal(unpooled, signal.sample, window, owned=True).trimmed(map_size)
+    yield op["self"], replace(signal.anew(unpooled), window=window).trimmed(map_size)
 
 
 def _under(signal: Signal, codes: Tensor, window: Window) -> Tensor:
     """The codes of a signal's window out of those of a larger one."""
     assert signal.window is not None
+    codes = signal.of(codes)
     for dim, (first, start, extent) in enumerate(
         zip(signal.window.shift, window.shift, signal.values.shape[2:], strict=True), start=2
     ):

@@ -96,7 +96,6 @@ def constant_pad(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
     """Crops; a window moves, and what of it lies in the padding goes."""
     (before, after), *spatial = padding_per_dim(op)
     values = signal.values
-    values = values.narrow(1, 0, values.shape[1])
     if before or after:
         values = F.pad(values, [0, 0] * len(spatial) + [-before, -after])
     if signal.window is not None:
@@ -107,12 +106,6 @@ def constant_pad(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
         return
     negative = [-side for pair in reversed(spatial) for side in pair]
     yield op["self"], signal.map(lambda _: F.pad(values, negative))
-
-
-def _pad_mode(op: Op) -> str:
-    if op.name == "pad":
-        return op["mode"]
-    return {"refle": "reflect", "repli": "replicate"}.get(op.name[:5], "circular")
 
 
 @separable(
