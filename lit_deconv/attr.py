@@ -222,10 +222,10 @@ class Deconvnet:
             found = self._by_patches(images, extra, chosen, crop, via)
             rest = {name: units for name, units in chosen.items() if name not in found}
             if rest:
-                some, own = images, rest
-                if via != "images":
-                    some, own = self._with_units(images, extra, rest)
-                found |= self._by_images(some, extra, own, crop, apart=via != "images")
+                apart = via != "images"
+                if apart:
+                    images, rest = self._with_units(images, extra, rest)
+                found |= self._by_images(images, extra, rest, crop, apart)
         results = {name: _like(inputs, found[name]) for name in self.layers}
         return results if self.several else next(iter(results.values()))
 
@@ -397,8 +397,8 @@ class Deconvnet:
         return found
 
     def _with_units(
-        self, images: tuple[Tensor, ...], extra: tuple[Any, ...], units: Mapping[str, Tensor]
-    ) -> tuple[tuple[Tensor, ...], Mapping[str, Tensor]]:
+        self, images: tuple[Tensor, ...], extra: tuple[Any, ...], units: dict[str, Tensor]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """Those images alone that have a unit, where no image matters to another; the units on these."""
         if not self._forward.few_may_show_all(images, extra):
             return images, units

@@ -206,6 +206,8 @@ def test_what_stays_together(why: str, images: Tensor) -> None:
 class Counting(nn.Module):
     """Divides by a buffer to which it adds the number of images."""
 
+    seen: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("seen", torch.zeros(()))
