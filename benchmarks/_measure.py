@@ -40,9 +40,11 @@ class Times:
         return statistics.median(self.cpu)
 
     @property
-    def spread(self) -> float:
+    def spread(self) -> str:
         """Distance of the fastest and slowest repetition by the clock, as a share of the median."""
-        return (max(self.wall) - min(self.wall)) / self.seconds
+        if len(self.wall) == 1:
+            return "once"
+        return f"{(max(self.wall) - min(self.wall)) / self.seconds:.0%}"
 
 
 # Seconds that the repetitions of one row may take; a row that takes longer is run fewer times.

@@ -79,7 +79,7 @@ def feature_maps(cases: Sequence[Case], repetitions: int, timed: int, device: st
         cpu_ratios.append(cpu_ratio)
         table.row(
             case.model, case.layer, number(times["ours"].seconds),
-            f"{times['ours'].spread:.0%}", number(scale * times["captum"].seconds),
+            times['ours'].spread, number(scale * times["captum"].seconds),
             number(ratio), number(cpu_ratio),
             f"{map_error(model, case.layer, images[:2], channels[:4]):.0e}",
         )  # fmt: skip
@@ -118,7 +118,7 @@ def whole_layers(cases: Sequence[Case], repetitions: int, count: int, device: st
         ratios.append(ratio)
         cpu_ratios.append(cpu_ratio)
         table.row(
-            case.model, case.layer, number(ours.seconds), f"{ours.spread:.0%}",
+            case.model, case.layer, number(ours.seconds), ours.spread,
             number(captum.seconds), form, number(ratio), number(cpu_ratio),
             f"{layer_error(model, case.layer, images[:4]):.0e}",
         )  # fmt: skip
