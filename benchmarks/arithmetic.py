@@ -205,7 +205,7 @@ def measure(cases: Sequence[Case], repetitions: int, device: str) -> str:
         f"{table}\n\nThe machine's best convolution: {number(best / 1e9)} GFLOP/s. Geometric means: done "
         f"over needed {number(geometric_mean(over))}, rate over the best "
         f"{geometric_mean(rates):.0%}. The products with which the first filters start a unit are no "
-        f"convolutions to the counter, so an early row may do fewer than needed."
+        f"convolutions to the counter, and Winograd's tiles do fewer operations than are counted as needed."
     )
 
 

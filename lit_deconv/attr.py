@@ -57,6 +57,9 @@ class Deconvnet:
     go through it a few at a time, as they fit the cache; ``via="images"``, a callable selector and
     further arguments of the model keep them together.
 
+    A forward ends behind the deepest of the layers; the first one goes to the model's end, to see how
+    often each layer runs.
+
     Args:
         model: Any model that maps images to something through feature maps.
         layer: A module of the model, its dotted name, or a sequence of these; globs are names too.
