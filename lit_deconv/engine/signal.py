@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 Span: TypeAlias = "tuple[tuple[int, int], ...] | None"
-_Index: TypeAlias = "tuple[slice, ...]"
 
 # Whole numbers as wide as a value, all of whose bits are 0 or 1.
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -198,8 +197,9 @@ class Signal:
             return self.of(recorded)
         if self._block_by_block():
             blocks = recorded.new_zeros(self.values.shape)
-            for unit, (image, here, there) in enumerate(self._blocks(recorded)):
-                blocks[unit][here] = recorded[image][there]
+            samples = self._samples() if len(recorded) > 1 else self._samples() * 0
+            for block, source in self._blocks(blocks, recorded, samples.tolist()):
+                block.copy_(source)
             return blocks
         index = self._places(recorded.shape[2:])
         units, channels, *size = self.values.shape
@@ -249,8 +249,8 @@ class Signal:
         units, channels = self.values.shape[:2]
         if self._block_by_block():
             full = self.values.new_zeros(units, channels, *map_size)
-            for unit, (_, here, there) in enumerate(self._blocks(full)):
-                full[unit][there] = self.values[unit][here]
+            for block, target in self._blocks(self.values, full, range(units)):
+                target.copy_(block)
             return replace(self, values=full, window=None, owned=True)
         index = self._places(map_size)
         full = self.values.new_zeros(units, channels, *map_size)
@@ -266,19 +266,36 @@ class Signal:
         per_unit = self.values.shape[1:].numel()
         return self.values.device.type == "cpu" and per_unit >= _BLOCK
 
-    def _blocks(self, whole: Tensor) -> Iterator[tuple[int, _Index, _Index]]:
-        """Per unit: its sample, where its window lies inside the map, and which part of it that is."""
+    def _blocks(
+        self, windows: Tensor, whole: Tensor, rows: Sequence[int]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each unit what of its window lies inside the map, and the same part of the map.
+
+        Args:
+            windows: [U, C, *window].
+            whole: [N, C, *map].
+            rows: Which of ``whole`` is each unit's.
+        """
         assert self.window is not None
-        size, map_size = self.values.shape[2:], whole.shape[2:]
-        samples = self._samples() if len(whole) > 1 else self._samples() * 0
-        for sample, offset in zip(samples.tolist(), self.window.offset().tolist(), strict=True):
-            here: list[slice] = [slice(None)]
-            there: list[slice] = [slice(None)]
-            for start, extent, end in zip(offset, size, map_size, strict=True):
-                first, last = min(max(start, 0), end), max(min(start + extent, end), 0)
-                there.append(slice(first, last))
-                here.append(slice(first - start, last - start) if last > first else slice(0, 0))
-            yield sample, tuple(here), tuple(there)
+        size, steps, origin = windows.shape[2:], windows.stride(), windows.storage_offset()
+        map_size, lines, start = whole.shape[2:], whole.stride(), whole.storage_offset()
+        for unit, (row, offset) in enumerate(zip(rows, self.window.offset().tolist(), strict=True)):
+            # One view each: a slice a dimension would take longer than the copy.
+            shape, here, there = (
+                [windows.shape[1]],
+                origin + unit * steps[0],
+                start + row * lines[0],
+            )
+            for dim, first in enumerate(offset):
+                begin, end = max(first, 0), min(first + size[dim], map_size[dim])
+                shape.append(end - begin)
+                here += (begin - first) * steps[2 + dim]
+                there += begin * lines[2 + dim]
+            if min(shape) > 0:
+                yield (
+                    windows.as_strided(shape, steps[1:], here),
+                    whole.as_strided(shape, lines[1:], there),
+                )
 
     def _samples(self) -> Tensor:
         if self.sample is not None:
