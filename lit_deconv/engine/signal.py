@@ -281,11 +281,8 @@ class Signal:
         map_size, lines, start = whole.shape[2:], whole.stride(), whole.storage_offset()
         for unit, (row, offset) in enumerate(zip(rows, self.window.offset().tolist(), strict=True)):
             # One view each: a slice a dimension would take longer than the copy.
-            shape, here, there = (
-                [windows.shape[1]],
-                origin + unit * steps[0],
-                start + row * lines[0],
-            )
+            shape = [windows.shape[1]]
+            here, there = origin + unit * steps[0], start + row * lines[0]
             for dim, first in enumerate(offset):
                 begin, end = max(first, 0), min(first + size[dim], map_size[dim])
                 shape.append(end - begin)
