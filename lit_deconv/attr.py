@@ -22,6 +22,7 @@ from lit_deconv.engine.undisturbed import undisturbed
 from lit_deconv.engine.units import (
     empty,
     patched_units,
+    samples_of,
     units_of_patches,
     walked_maps,
     walked_units,
@@ -394,7 +395,8 @@ class Deconvnet:
                 continue
             shape = torch.Size([len(images[0]), *local.shape])
             chosen = checked_units(name, units[name], shape, images[0].device)
-            if via == "patches" or local.cheaper(len(chosen), len(chosen[:, 0].unique())):
+            samples = samples_of([chosen], len(images[0]))
+            if via == "patches" or local.cheaper(len(chosen), len(samples)):
                 found[name] = patched_units(local, images[0], chosen, crop)
                 _reported_not_finite(name, found[name][0][0] if crop else found[name][0])
         return found

@@ -131,6 +131,16 @@ def test_images_without_a_unit_do_not_run(images: Tensor) -> None:
     assert runs_of(net, lambda deconvnet: deconvnet.reconstruct(images, some)) == [3]
 
 
+@pytest.mark.parametrize("image", [0, 6])
+def test_a_single_image_does_not_run_alone(image: int, images: Tensor) -> None:
+    net = Net(lambda x: x if len(x) > 1 else 2 * x).eval().double()
+    units = units_of(images, 60)
+    units[:, 0] = image
+    expected = Deconvnet(net, "conv3").reconstruct(images, units, via="images")
+    assert_close(Deconvnet(net, "conv3").reconstruct(images, units), expected)
+    assert runs_of(net, lambda deconvnet: deconvnet.reconstruct(images, units)) == [2]
+
+
 def test_what_takes_fewer_operations_is_counted_by_layer(images: Tensor) -> None:
     """A patch takes a share of one image, so what counts is the number of units on each image."""
     net = Net().eval().double()
@@ -143,8 +153,8 @@ def test_what_takes_fewer_operations_is_counted_by_layer(images: Tensor) -> None
         (many, few, [3, 2, 2]),
         (few, many, [3, 2, 2]),
         (few_of_one, few_of_one, []),
-        (few, many_of_one, [1]),
-        (many_of_one, few, [1]),
+        (few, many_of_one, [2]),
+        (many_of_one, few, [2]),
     ):
         units = {"conv2": conv2.clamp(max=conv2.new_tensor([6, 5, 6, 7])), "conv3": conv3}
         given: list[int] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -252,16 +252,27 @@ def _finished(
     return pixels(signal, image, len(units))
 
 
+def samples_of(units: Iterable[Tensor], images: int) -> Tensor:
+    """Which of so many images have a unit, int64, ascending; at least two where there are two.
+
+    A forward may do something else for a single image.
+    """
+    found = torch.cat([some[:, 0] for some in units]).unique()
+    if len(found) == 1 and images > 1:
+        found = found.clamp(max=images - 2) + torch.arange(2, device=found.device)
+    return found
+
+
 def with_units(
     images: tuple[Tensor, ...], units: Mapping[str, Tensor]
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Those images alone that a unit sits on, and the units on these.
+    """Of the images ``samples_of`` the units alone, and the units on these.
 
     Args:
         images: The inputs, each [N, ...].
         units: By layer, int64 [U, 2 + D].
     """
-    samples = torch.cat([some[:, 0] for some in units.values()]).unique()
+    samples = samples_of(units.values(), len(images[0]))
     if len(samples) in (0, len(images[0])):
         return images, dict(units)
     own = {

@@ -141,6 +141,22 @@ def test_every_layer_of_a_chain(name: str, path: str) -> None:
         assert_close(net.reconstruct(x, units), alone)
 
 
+@pytest.mark.cpu
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("via", ["images", "patches"])
+def test_windows_are_the_same_by_blocks_and_by_places(
+    name: str, via: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain, x = chain_of(name)
+    net = Deconvnet(chain, str(len(chain) - 1), path="rules")
+    units = all_units(net.activations(x).shape)
+    found = []
+    for block in (0, 1 << 30):
+        monkeypatch.setattr("lit_deconv.engine.signal._BLOCK", block)
+        found.append(net.reconstruct(x, units, via=via))
+    assert torch.equal(*found)
+
+
 def test_a_unit_is_its_part_of_the_map_where_nothing_rectifies() -> None:
     """X' = C^T Y is linear in Y: single units add up to the layer."""
     chain, x = chain_of("no-rectifier")
