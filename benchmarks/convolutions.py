@@ -21,9 +21,10 @@ from torch import Tensor
 
 from benchmarks._errors import relative_error
 from benchmarks._measure import Table, interleaved, number, parsed, parser
-from lit_deconv.engine.rules.by_pixel import by_taps, by_tiles, cheapest, shared_work
+from lit_deconv.engine.rules.by_pixel import by_taps, by_tiles, cheapest
 from lit_deconv.engine.rules.convolution import _by_flipped_filters, _by_products
 from lit_deconv.engine.rules.layout import by_map
+from lit_deconv.engine.rules.shared_work import shared_work
 
 # Channels in and out, extent of the kernel and of the map, seeds; the whole or what lies in the map.
 SHAPES = tuple(

@@ -16,7 +16,7 @@ from lit_deconv.engine.geometry import receptive_field
 from lit_deconv.engine.joining import joined
 from lit_deconv.engine.local import Layout
 from lit_deconv.engine.recording import Recorded
-from lit_deconv.engine.rules.by_pixel import shared_work
+from lit_deconv.engine.rules.shared_work import shared_work
 from lit_deconv.engine.tape import Options
 from lit_deconv.engine.undisturbed import undisturbed
 from lit_deconv.engine.units import (

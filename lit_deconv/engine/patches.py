@@ -51,7 +51,7 @@ class Extent:
 
     def window(self, at: Window) -> Window:
         """Its place for units whose own place is ``at``."""
-        return replace(at, stride=self.stride, shift=self.start)
+        return at.replaced(stride=self.stride, shift=self.start)
 
     def inside(self, map_size: Sequence[int]) -> list[tuple[int, int]]:
         """First and last position per dimension from which this extent lies inside the map."""
@@ -127,7 +127,7 @@ class PatchPlan:
         """
         frame = images.new_empty(1).expand(len(samples), images.shape[1], *self.size)
         signal = Signal(frame, samples, self.extents[self.image].window(at))
-        return replace(signal, values=signal.of_window(images)).clipped(images.shape[2:]).values
+        return signal.replaced(values=signal.of_window(images)).clipped(images.shape[2:]).values
 
     def forward(self, patches: Tensor, at: Window) -> tuple[Tensor, Tape]:
         """Runs the layer on patches.

@@ -307,4 +307,4 @@ def _cut_window(signal: Signal, field: ReceptiveField) -> Tensor | None:
             return None
         before = shift - int(field.first[dim][0])
         pad = [before, size - before - extent, *pad]
-    return torch.nn.functional.pad(signal.values, pad)
+    return torch.nn.functional.pad(signal.values, pad) if any(pad) else signal.values

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +18,26 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _BLOCK = 2048
 
 
+_Own = TypeVar("_Own", bound="_Replaceable")
+
+
+class _Replaceable:
+    """A frozen dataclass of which walks of small windows make thousands of copies."""
+
+    def replaced(self: _Own, **changes: Any) -> _Own:
+        """``dataclasses.replace``, in a third of its time."""
+        assert changes.keys() <= self.__dict__.keys()
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__, **changes)
+        made.__post_init__()
+        return made
+
+    def __post_init__(self) -> None:
+        pass
+
+
 @dataclass(frozen=True)
-class Window:
+class Window(_Replaceable):
     """Where the windows of a signal lie in its map: ``position * stride + shift`` per unit.
 
     Stride and shift are plain integers, the same for all units of a layer, so that two windows can
@@ -76,17 +94,15 @@ class Window:
 
     def moved(self, stride: Sequence[int], shift: Sequence[int]) -> Window:
         """The window one op further back: offset * stride + shift."""
-        return replace(
-            self,
-            stride=tuple(old * step for old, step in zip(self.stride, stride, strict=True)),
-            shift=tuple(
-                old * step + add for old, step, add in zip(self.shift, stride, shift, strict=True)
-            ),
+        moves = list(zip(self.stride, self.shift, stride, shift, strict=True))
+        return self.replaced(
+            stride=tuple([old * step for old, _, step, _ in moves]),
+            shift=tuple([old * step + add for _, old, step, add in moves]),
         )
 
 
 @dataclass(frozen=True)
-class Signal:
+class Signal(_Replaceable):
     """A batch of signals at one point of the network.
 
     Attributes:
@@ -117,11 +133,11 @@ class Signal:
 
     def carrying(self, values: Tensor) -> Signal:
         """Other values for the same seeds at the same place."""
-        return replace(self, values=values, owned=False)
+        return self.replaced(values=values, owned=False)
 
     def anew(self, values: Tensor) -> Signal:
         """Values for the same seeds at the same place that an op has just made."""
-        return replace(self, values=values, owned=True)
+        return self.replaced(values=values, owned=True)
 
     def dense(self, channels: int) -> Signal:
         """The same signal with all of its channels."""
@@ -129,8 +145,8 @@ class Signal:
             return self
         values = self.values.new_zeros(len(self.values), channels, *self.values.shape[2:])
         index = self.channel.view(-1, *[1] * (values.ndim - 1)).expand(self.values.shape)
-        return replace(
-            self, values=values.scatter_(1, index, self.values), channel=None, owned=True
+        return self.replaced(
+            values=values.scatter_(1, index, self.values), channel=None, owned=True
         )
 
     def rows(
@@ -151,8 +167,7 @@ class Signal:
                 shared[id(tensor)] = tensor[seeds]
             return shared[id(tensor)]
 
-        part = replace(
-            self,
+        part = self.replaced(
             values=self.values[seeds],
             sample=self._samples()[seeds] if self.sample is None else cut(self.sample),
             channel=None if self.channel is None else cut(self.channel),
@@ -160,7 +175,7 @@ class Signal:
         if self.window is None:
             return part
         position = cut(self.window.position)
-        return replace(part, window=replace(self.window, position=position, span=span)).trimmed(
+        return part.replaced(window=self.window.replaced(position=position, span=span)).trimmed(
             map_size
         )
 
@@ -182,7 +197,7 @@ class Signal:
         if self.channel is None:
             return self, recorded
         sample = self._samples() * recorded.shape[1] + self.channel
-        return replace(self, sample=sample, channel=None), recorded.flatten(0, 1).unsqueeze(1)
+        return self.replaced(sample=sample, channel=None), recorded.flatten(0, 1).unsqueeze(1)
 
     def of_window(self, recorded: Tensor) -> Tensor:
         """The part of something recorded per image that lies under each window.
@@ -236,7 +251,7 @@ class Signal:
             values = values.narrow(dim, first, stop - first)
         window = self.window.moved((1,) * len(seen), [first for first, _ in seen])
         copied = values.contiguous()  # or the same, where it is contiguous already
-        return replace(self, values=copied, window=window, owned=self.owned or copied is not values)
+        return self.replaced(values=copied, window=window, owned=self.owned or copied is not values)
 
     def full(self, map_size: Sequence[int]) -> Signal:
         """The signal on the whole map: each window put in its place, zero elsewhere.
@@ -251,7 +266,7 @@ class Signal:
             full = self.values.new_zeros(units, channels, *map_size)
             for block, target in self._blocks(self.values, full, range(units)):
                 target.copy_(block)
-            return replace(self, values=full, window=None, owned=True)
+            return self.replaced(values=full, window=None, owned=True)
         index = self._places(map_size)
         full = self.values.new_zeros(units, channels, *map_size)
         # Where a window reaches past the map its values are zero: adding them anywhere is nothing.
@@ -259,7 +274,7 @@ class Signal:
         full.flatten(2).scatter_add_(
             2, index.flatten(2).expand(-1, channels, -1), values.flatten(2)
         )
-        return replace(self, values=full, window=None, owned=True)
+        return self.replaced(values=full, window=None, owned=True)
 
     def _block_by_block(self) -> bool:
         """Whether copying each unit's window by itself is cheaper than looking up every pixel."""
@@ -380,4 +395,4 @@ def widened(signal: Signal, start: Sequence[int], size: Sequence[int]) -> Signal
     ):
         pad = [shift - first, first + length - shift - extent, *pad]
     values = torch.nn.functional.pad(signal.values, pad)
-    return replace(signal.anew(values), window=replace(signal.window, shift=tuple(start)))
+    return signal.anew(values).replaced(window=signal.window.replaced(shift=tuple(start)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -126,7 +125,7 @@ def _reverse(op: Op, index: int, signals: dict[Value, Signal], full_from: float)
         if not isinstance(parent, Value) or parent.constant:
             continue
         if len(contributions) > 1:  # which may all hold the same values
-            contribution = replace(contribution, owned=False)
+            contribution = contribution.replaced(owned=False)
         if parent in signals:
             contribution = _sum(signals[parent], contribution, parent)
         signals[parent] = contribution
@@ -269,7 +268,7 @@ def _as_taken(op: Op, signal: Signal, index: int, full_from: float) -> Signal:
     if signal.channel is not None:
         one_hot = op.rule.one_hot(op) if callable(op.rule.one_hot) else op.rule.one_hot
         signal = signal if one_hot else signal.dense(output.shape[1])
-    return signal if signal.output == index else replace(signal, output=index)
+    return signal if signal.output == index else signal.replaced(output=index)
 
 
 def _sum(one: Signal, other: Signal, value: Value) -> Signal:

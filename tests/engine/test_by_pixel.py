@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from lit_deconv import Deconvnet
 from lit_deconv.engine import record, walk
 from lit_deconv.engine.rules import by_pixel
-from lit_deconv.engine.rules.by_pixel import by_taps, by_tiles, cheapest, shared_work
+from lit_deconv.engine.rules.by_pixel import by_taps, by_tiles, cheapest
 from lit_deconv.engine.rules.layout import by_map, lies_by_pixel
+from lit_deconv.engine.rules.shared_work import _shared, shared_work
 from lit_deconv.engine.signal import Signal
 
 Here = Sequence[tuple[int, int]]
@@ -161,7 +162,7 @@ def test_what_lies_in_the_shared_place_is_not_read(name: str) -> None:
     values, weight, here, expected = _made(name)
     with shared_work():
         first = by_tiles(values, weight, here)
-        shared = by_pixel._shared.get()
+        shared = _shared.get()
         assert shared is not None
         assert len(shared.room) > 0
         shared.room.fill_(math.nan)
@@ -170,7 +171,7 @@ def test_what_lies_in_the_shared_place_is_not_read(name: str) -> None:
         by_tiles(values[:2], weight, here)
         assert shared.room.data_ptr() == place
         torch.testing.assert_close(first, expected, rtol=0, atol=1e-12)
-    assert by_pixel._shared.get() is None
+    assert _shared.get() is None
 
 
 def test_filters_are_those_of_the_weight_as_it_is() -> None:
@@ -186,7 +187,7 @@ def test_filters_are_those_of_the_weight_as_it_is() -> None:
         weight *= 2
         torch.testing.assert_close(by_tiles(values, weight, here), 2 * expected, rtol=0, atol=1e-12)
         assert transformed.call_count == 2
-        shared = by_pixel._shared.get()
+        shared = _shared.get()
         assert shared is not None
         assert len(shared.filters) == 1
         transformed.reset_mock()  # it holds what it was called with

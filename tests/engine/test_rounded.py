@@ -18,7 +18,8 @@ from lit_deconv.engine import record
 from lit_deconv.engine.local import local_way
 from lit_deconv.engine.registry import RULES
 from lit_deconv.engine.rules import by_pixel
-from lit_deconv.engine.rules.by_pixel import by_tiles, convolved, shared_work
+from lit_deconv.engine.rules.by_pixel import by_tiles, convolved
+from lit_deconv.engine.rules.shared_work import shared_work
 
 CONVOLUTION = torch.ops.aten.convolution.default
 

@@ -9,14 +9,11 @@ of convolutions is turned round once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from lit_deconv.engine.rules.layout import (
     channels_last,
@@ -25,6 +22,7 @@ from lit_deconv.engine.rules.layout import (
     pixel_by_pixel,
 )
 from lit_deconv.engine.rules.resampling import per_dim
+from lit_deconv.engine.rules.shared_work import is_shared, of_whole_maps, room, transformed_once
 
 _Here: TypeAlias = "Sequence[tuple[int, int]]"
 _Form: TypeAlias = "Callable[[Tensor, Tensor, _Here], Tensor]"
@@ -58,37 +56,6 @@ _FEW_ROWS, _ROWS = 48, (64, 256)
 # Numbers of a line of tiles for each thread with which its sums, of two to eight lines, are shared among
 # threads (measured), and for how many threads so many rows of tiles are worked on at a time.
 _GRAIN, _MOST_SHARING = 1 << 14, 4
-# Bytes that are kept from one convolution to the next.
-_ROOM = 32 << 20
-
-
-class _Shared:
-    """What the convolutions of one call share."""
-
-    def __init__(self, whole_maps: bool) -> None:
-        self.whole_maps = whole_maps
-        self.filters = WeakTensorKeyDictionary()  # by weight: its version and its filters
-        self.room = torch.empty(0)
-
-
-_shared: ContextVar[_Shared | None] = ContextVar("shared", default=None)
-
-
-@contextmanager
-def shared_work(whole_maps: bool = False) -> Iterator[None]:
-    """Within it each weight is transformed once, and what is made on the way has one place in memory.
-
-    The transformed weights are kept until its end, 16/9 of those of the 3x3 filters that are used.
-
-    Args:
-        whole_maps: Whether whole maps go back, and filters are transformed for them in any case: then
-            the model's own forward may use them, too.
-    """
-    token = _shared.set(_Shared(whole_maps))
-    try:
-        yield
-    finally:
-        _shared.reset(token)
 
 
 def cheapest(values: Tensor, weight: Tensor, here: _Here) -> _Form | None:
@@ -132,7 +99,7 @@ def _count_of_tiles(seeds: int, tiles: int, channels: int, found: int) -> float:
     a_product = _TILE_PRODUCT if threads == 1 else _TILE_PRODUCT_SHARED
     a_value = _TILE_VALUE * threads / _threads_that_share()
     a_tile = seeds * (a_product * channels * found + a_value * (channels + found))
-    uses = 1 if _shared.get() is None else _USES
+    uses = _USES if is_shared() else 1
     a_filter = _FILTER_VALUE * channels * found / uses
     return 16 * (tiles * a_tile + a_filter)
 
@@ -179,8 +146,7 @@ def convolved(convolution: Callable[..., Any], arguments: Mapping[str, Any]) -> 
 
 
 def _tiles_pay_forward(maps: Tensor, weight: Tensor, here: _Here) -> bool:
-    shared = _shared.get()
-    if shared is None or not shared.whole_maps:
+    if not of_whole_maps():
         return False
     pixels = math.prod(stop - first for first, stop in here)
     tiles = math.prod(-(-(stop - first) // 2) for first, stop in here)
@@ -227,7 +193,7 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here, forward: bool = False)
     (top, bottom), (left, right) = here
     seeds, _, height, width = values.shape
     rows, columns = -(-(bottom - top) // 2), -(-(right - left) // 2)  # of tiles
-    filters = _filters(weight)
+    filters = transformed_once(weight, _transformed)
     if forward:
         filters = filters.transpose(1, 2)
     fewest, most = _ROWS
@@ -272,23 +238,6 @@ def _paste(inside: Tensor, whole: Tensor, row: int, column: int) -> None:
     for outside in (whole[:row], whole[stop:], whole[row:stop, :column], whole[row:stop, end:]):
         outside.zero_()
     whole[row:stop, column:end] = inside
-
-
-def room(like: Tensor, *shapes: Sequence[int]) -> list[Tensor]:
-    """Tensors of these shapes, which nobody reads any more once others are asked for.
-
-    The allocator may ask the system for a large block each time, which takes longer, page by page,
-    than to write there.
-    """
-    sizes = [math.prod(shape) for shape in shapes]
-    shared = _shared.get()
-    room = like.new_empty(0) if shared is None else shared.room
-    if room.dtype != like.dtype or len(room) < sum(sizes):
-        room = like.new_empty(sum(sizes))
-        if shared is not None and room.nbytes <= _ROOM:
-            shared.room = room
-    parts = room[: sum(sizes)].split(sizes)
-    return [part.view(*shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _run(calls: Sequence[_Call]) -> None:
@@ -347,18 +296,8 @@ def _sums(found: Tensor, products: Tensor, forward: bool) -> list[_Call]:
     return [*calls, (torch.add, found, products[::3], found)]
 
 
-def _filters(weight: Tensor) -> Tensor:
-    """[C, D, 3, 3], turned round and transformed: [16, C, D]."""
-    shared = _shared.get()
-    if shared is None or weight.is_inference():
-        return _transformed(weight)
-    version, filters = shared.filters.get(weight, (None, None))
-    if version != weight._version:
-        version, filters = shared.filters[weight] = weight._version, _transformed(weight)
-    return filters
-
-
 def _transformed(weight: Tensor) -> Tensor:
+    """[C, D, 3, 3], turned round and transformed: [16, C, D]."""
     along = weight.new_tensor(_FILTERS_TO_TILE).flip(1)
     # Columns first, as the tiles are.
     both = torch.einsum("rx,cy->crxy", along, along).reshape(16, 9)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from lit_deconv.engine.registry import reverse_rule
 from lit_deconv.engine.rules._shared import output
-from lit_deconv.engine.rules.by_pixel import cheapest, convolved, room
+from lit_deconv.engine.rules.by_pixel import cheapest, convolved
 from lit_deconv.engine.rules.layout import by_map
 from lit_deconv.engine.rules.resampling import per_dim
+from lit_deconv.engine.rules.shared_work import room
 from lit_deconv.engine.signal import Signal
 from lit_deconv.engine.tape import Op
 
@@ -71,7 +71,7 @@ def convolution(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
         signal = signal.anew(_cut(signal.values, here))
     else:
         signal = signal.anew(transposed_convolution(op, signal.values, weight, here))
-    signal = replace(signal, window=window)
+    signal = signal.replaced(window=window)
     yield op["input"], signal.clipped(map_size) if window else signal
 
 
@@ -214,7 +214,7 @@ def _by_products(values: Tensor, weight: Tensor, here: Sequence[tuple[int, int]]
     """At stride 1 to few channels: one product of matrices for all places of the filters, then their sum.
 
     Each value is multiplied by all of its filter's weights at once. The products are added up along the
-    columns and then along the rows, some lines of some maps at a time.
+    rows, where all columns are one block, and then along the columns, some lines of some maps at a time.
     """
     (top, bottom), (left, right) = here
     channels, found, rows, columns = weight.shape
@@ -228,28 +228,33 @@ def _by_products(values: Tensor, weight: Tensor, here: Sequence[tuple[int, int]]
     for some, target in zip(values.split(maps), total.split(maps), strict=True):
         count = len(some)
         for first in range(0, height, lines):
-            block = some[:, :, first : first + lines]
-            size = block.shape[2:]
-            products, by_row = room(
+            block = some.narrow(2, first, min(lines, height - first))
+            extent = block.shape[2]
+            start, stop = max(first, top), min(first + extent + rows - 1, bottom)  # met, and wanted
+            if start >= stop:
+                continue
+            products, by_column = room(
                 values,
-                (count, filters.shape[1], size.numel()),
-                (count, rows, found, size[0], right - left),
+                (count, filters.shape[1], extent * width),
+                (count, columns * found, (stop - start) * width),
             )
             torch.bmm(filters.expand(count, -1, -1), block.flatten(2), out=products)
-            by_place = products.view(count, rows, columns, found, *size)
-            by_row.zero_()
-            for column in range(columns):
-                start, end = max(0, left - column), min(width, right - column)
-                if start < end:
-                    along = column - left
-                    by_row[..., start + along : end + along] += by_place[
-                        :, :, column, ..., start:end
-                    ]
+            by_row = products.view(count, rows, columns * found, -1)
+            by_column.zero_()
             for row in range(rows):
-                down = first + row - top
-                start, end = max(0, -down), min(size[0], bottom - top - down)
-                if start < end:
-                    target[:, :, start + down : end + down] += by_row[:, row, :, start:end]
+                down = first + row - start
+                begin, end = max(0, -down), min(extent, stop - start - down)
+                if begin < end:
+                    size = (end - begin) * width
+                    summed = by_column.narrow(2, (begin + down) * width, size)
+                    summed.add_(by_row.select(1, row).narrow(2, begin * width, size))
+            by_place = by_column.view(count, columns, found, stop - start, width)
+            met = target.narrow(2, start - top, stop - start)
+            for column in range(columns):
+                begin, end = max(0, left - column), min(width, right - column)
+                if begin < end:
+                    summed = met.narrow(3, begin + column - left, end - begin)
+                    summed.add_(by_place.select(1, column).narrow(3, begin, end - begin))
     return total
 
 
@@ -302,7 +307,7 @@ def _of_one_channel(op: Op, signal: Signal, weight: Tensor) -> Signal:
             groups=units,
         )  # fmt: skip
         values = values.view(units, channels, *values.shape[2:])
-    return replace(signal, values=values, channel=channel, owned=True)
+    return signal.replaced(values=values, channel=channel, owned=True)
 
 
 def _cut(values: Tensor, here: Sequence[tuple[int, int]]) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_deconv.engine.errors import refusal
 from lit_deconv.engine.registry import reverse_rule
 from lit_deconv.engine.rules._shared import working_dtype
+from lit_deconv.engine.rules.shared_work import constant_of
 from lit_deconv.engine.signal import Signal
 from lit_deconv.engine.tape import Op, Options
 
@@ -39,18 +40,20 @@ def _keep_batch_variance(op: Op, tensors: Mapping[str, Any], result: Any, option
 )  # fmt: skip
 def batch_norm(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
     """Signal * gamma / sqrt(var + eps)."""
-    dtype = working_dtype(signal.values)
-    variance = op["running_var"] if op.kept is None else op.kept
-    eps = op.arguments.get("eps", op.arguments.get("epsilon"))
-    scale = (variance.to(dtype) + eps).rsqrt()
-    if op["weight"] is not None:
-        scale = scale * op["weight"].to(dtype)
+    scale = constant_of(op, lambda: _batch_scale(op, working_dtype(signal.values)))
     scale = scale.to(signal.values.dtype)
     if signal.channel is not None:
         scale = scale[signal.channel].unsqueeze(1)  # [U, 1]
     scale = scale.view(*scale.shape, *[1] * (signal.values.ndim - 2))
     scaled = signal.values.mul_(scale) if signal.owned else signal.values * scale
     yield op["input"], signal.anew(scaled)
+
+
+def _batch_scale(op: Op, dtype: torch.dtype) -> Tensor:
+    variance = op["running_var"] if op.kept is None else op.kept
+    eps = op.arguments.get("eps", op.arguments.get("epsilon"))
+    scale = (variance.to(dtype) + eps).rsqrt()
+    return scale if op["weight"] is None else scale * op["weight"].to(dtype)
 
 
 def _along_channels(scale: Tensor, values: Tensor) -> Tensor:

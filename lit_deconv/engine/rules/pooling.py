@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
+from dataclasses import dataclass
+from functools import lru_cache, reduce
 from typing import Any
 
 import torch
@@ -30,6 +30,9 @@ _CACHED = 1 << 18
 
 # Feature maps that the kernel for channels_last takes side by side, at least.
 _SIDE_BY_SIDE = 16
+
+# Grids that are kept, of up to so many places each.
+_GRIDS, _WINDOW = 256, 1024
 
 
 @dataclass(frozen=True)
@@ -154,13 +157,27 @@ def _grid(
 ) -> Tensor:
     """Flat places in a map, int64 [*size]: along each dimension from ``begin`` on, ``step`` apart.
 
-    Made on the device, which is not waited for.
+    Made on the device, which is not waited for; those of windows, of which there are many, once.
     """
+    make = _made_once if math.prod(size) <= _WINDOW else _made
+    return make(tuple(size), tuple(step), tuple(begin), tuple(lines), device)
+
+
+def _made(
+    size: tuple[int, ...],
+    step: tuple[int, ...],
+    begin: tuple[int, ...],
+    lines: tuple[int, ...],
+    device: torch.device,
+) -> Tensor:
     along = [
         torch.arange(first * line, (first + extent * stride) * line, stride * line, device=device)
         for extent, stride, first, line in zip(size, step, begin, lines, strict=True)
     ]
     return reduce(lambda before, behind: before[..., None] + behind, along)
+
+
+_made_once = lru_cache(_GRIDS)(_made)
 
 
 def _few(indices: Tensor) -> int:
@@ -260,7 +277,7 @@ def max_pool(op: Op, signal: Signal) -> Iterator[tuple[Any, Signal]]:
     codes = here.of_window(codes) if within is None else _under(here, codes, within)
     unpooled = unpool(signal.values, codes, switches)
     window = signal.window.moved(switches.stride, [-side for side in switches.padding])
-    yield op["self"], replace(signal.anew(unpooled), window=window).trimmed(map_size)
+    yield op["self"], signal.anew(unpooled).replaced(window=window).trimmed(map_size)
 
 
 def _under(signal: Signal, codes: Tensor, window: Window) -> Tensor:
