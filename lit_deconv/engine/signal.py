@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -17,6 +18,8 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Values in a unit's window from which, on a CPU, one copy a unit beats one lookup a value.
 _BLOCK = 2048
 
+# Tables that are kept of what windows cover, of up to so many numbers each.
+_TABLES, _KEPT = 128, 4096
 
 _Own = TypeVar("_Own", bound="_Replaceable")
 
@@ -316,31 +319,72 @@ class Signal(_Replaceable):
 
     def _places(self, map_size: Sequence[int]) -> Tensor:
         """Flat index into the map, the nearest inside it, int64 [U, 1, *window]."""
-        index = torch.zeros((), dtype=torch.int64, device=self.values.device)
-        for dim, whole in enumerate(map_size):
-            index = index * whole + self._line(dim).clamp(0, whole - 1)
+        assert self.window is not None
+        index = self._along(0, map_size[0], _nearest)
+        for dim, whole in enumerate(map_size[1:], start=1):
+            index = index * whole + self._along(dim, whole, _nearest)
         return index
 
     def _inside(self, map_size: Sequence[int]) -> Tensor:
         """Whether each place lies in the map, bool, [U, 1, *window] or what broadcasts to it."""
         assert self.window is not None
-        inside = torch.ones((), dtype=torch.bool, device=self.values.device)
+        inside: Tensor | None = None
         for dim, (extent, whole) in enumerate(zip(self.values.shape[2:], map_size, strict=True)):
-            before, behind = self.window.may_leave(dim, extent, whole)
-            if before or behind:
-                line = self._line(dim)
-                inside = inside & (line >= 0) if before else inside
-                inside = inside & (line < whole) if behind else inside
+            if any(self.window.may_leave(dim, extent, whole)):
+                along = self._along(dim, whole, _is_in)
+                inside = along if inside is None else inside & along
+        if inside is None:
+            return torch.ones((), dtype=torch.bool, device=self.values.device)
         return inside
 
-    def _line(self, dim: int) -> Tensor:
-        """The coordinates that each window covers along a dimension, int64 [U, 1, ..., extent, ...]."""
+    def _along(self, dim: int, whole: int, told: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """What is told of the coordinates that each window covers along a dimension.
+
+        Args:
+            dim: Which.
+            whole: The map's extent along it.
+            told: Of coordinates, given that extent.
+
+        Returns:
+            [U, 1, ..., extent, ...].
+        """
         assert self.window is not None
-        position, size = self.window.position, self.values.shape[2:]
-        shift = self.window.shift[dim]
-        along = torch.arange(shift, shift + size[dim], device=position.device)
-        line = position[:, dim, None] * self.window.stride[dim] + along
-        return line.view(-1, 1, *(extent if d == dim else 1 for d, extent in enumerate(size)))
+        window, sizes = self.window, [1] * (self.values.ndim - 2)
+        extent = sizes[dim] = self.values.shape[2 + dim]
+        position, covered = window.position[:, dim], (window.stride[dim], window.shift[dim], extent)
+        last = None if window.span is None else window.span[dim][1]
+        if last is not None and position.device.type == "cpu" and (last + 1) * extent <= _KEPT:
+            line = _told_by_position(told, last, *covered, whole).index_select(0, position)
+        else:
+            line = told(_coordinates(position, *covered), whole)
+        return line.view(-1, 1, *sizes)
+
+
+def _coordinates(position: Tensor, stride: int, shift: int, extent: int) -> Tensor:
+    """The coordinates that windows cover along a dimension, int64 [U, extent]."""
+    along = torch.arange(shift, shift + extent, device=position.device)
+    return position[:, None] * stride + along
+
+
+def _nearest(coordinates: Tensor, whole: int) -> Tensor:
+    return coordinates.clamp(0, whole - 1)
+
+
+def _is_in(coordinates: Tensor, whole: int) -> Tensor:
+    return (coordinates >= 0) & (coordinates < whole)
+
+
+@lru_cache(_TABLES)
+def _told_by_position(
+    told: Callable[[Tensor, int], Tensor],
+    last: int,
+    stride: int,
+    shift: int,
+    extent: int,
+    whole: int,
+) -> Tensor:
+    """What is told of windows at each position up to the last, on a CPU, where a call costs more."""
+    return told(_coordinates(torch.arange(last + 1), stride, shift, extent), whole)
 
 
 def added(one: Signal, other: Signal, map_size: Sequence[int]) -> Signal:

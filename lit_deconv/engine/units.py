@@ -125,9 +125,10 @@ def walked_units(
     field = recording.receptive_field(layer)
     most = recording.units_per_part(layer)
     order, parts = _parts(units, recording.interior(layer), most, _FEW_WALKED)
+    units, rows = units[order], rows[order]
     start = 0
-    for count, found in recording.walk_units(layer, units[order], parts):
-        some = order[start : start + count]
+    for count, found in recording.walk_units(layer, units, parts):
+        some = slice(start, start + count)
         for result, signal, image in zip(results, found, images, strict=True):
             result.index_copy_(0, rows[some], _finished(signal, image, field, units[some], crop))
         start += count

@@ -157,9 +157,9 @@ def _grid(
 ) -> Tensor:
     """Flat places in a map, int64 [*size]: along each dimension from ``begin`` on, ``step`` apart.
 
-    Made on the device, which is not waited for; those of windows, of which there are many, once.
+    Made on the device, which is not waited for; on a CPU those of windows, of which there are many, once.
     """
-    make = _made_once if math.prod(size) <= _WINDOW else _made
+    make = _made_once if device.type == "cpu" and math.prod(size) <= _WINDOW else _made
     return make(tuple(size), tuple(step), tuple(begin), tuple(lines), device)
 
 
