@@ -214,8 +214,10 @@ class Signal(_Replaceable):
         if self.window is None:
             return self.of(recorded)
         if self._block_by_block():
-            blocks = recorded.new_zeros(self.values.shape)
             samples = self._samples() if len(recorded) > 1 else self._samples() * 0
+            if self.window.inside(self.values.shape[2:], recorded.shape[2:]):
+                return self._whole_blocks(recorded, samples)
+            blocks = recorded.new_zeros(self.values.shape)
             for block, source in self._blocks(blocks, recorded, samples.tolist()):
                 block.copy_(source)
             return blocks
@@ -311,6 +313,15 @@ class Signal(_Replaceable):
                     windows.as_strided(shape, steps[1:], here),
                     whole.as_strided(shape, lines[1:], there),
                 )
+
+    def _whole_blocks(self, recorded: Tensor, samples: Tensor) -> Tensor:
+        """The part under each window where all of them lie inside the map, [U, C, *window]."""
+        assert self.window is not None
+        shape, steps = self.values.shape[1:], recorded.stride()
+        first = self.window.offset() @ samples.new_tensor(steps[2:]) + samples * steps[0]
+        start = recorded.storage_offset()
+        blocks = [recorded.as_strided(shape, steps[1:], start + at) for at in first.tolist()]
+        return torch.stack(blocks) if blocks else recorded.new_empty(self.values.shape)
 
     def _samples(self) -> Tensor:
         if self.sample is not None:

@@ -239,22 +239,22 @@ def _by_products(values: Tensor, weight: Tensor, here: Sequence[tuple[int, int]]
                 (count, columns * found, (stop - start) * width),
             )
             torch.bmm(filters.expand(count, -1, -1), block.flatten(2), out=products)
-            by_row = products.view(count, rows, columns * found, -1)
             by_column.zero_()
-            for row in range(rows):
+            by_row = products.view(count, rows, columns * found, -1).unbind(1)
+            for row, some_products in enumerate(by_row):
                 down = first + row - start
                 begin, end = max(0, -down), min(extent, stop - start - down)
                 if begin < end:
                     size = (end - begin) * width
                     summed = by_column.narrow(2, (begin + down) * width, size)
-                    summed.add_(by_row.select(1, row).narrow(2, begin * width, size))
-            by_place = by_column.view(count, columns, found, stop - start, width)
+                    summed.add_(some_products.narrow(2, begin * width, size))
+            by_place = by_column.view(count, columns, found, stop - start, width).unbind(1)
             met = target.narrow(2, start - top, stop - start)
-            for column in range(columns):
+            for column, some_sums in enumerate(by_place):
                 begin, end = max(0, left - column), min(width, right - column)
                 if begin < end:
                     summed = met.narrow(3, begin + column - left, end - begin)
-                    summed.add_(by_place.select(1, column).narrow(3, begin, end - begin))
+                    summed.add_(some_sums.narrow(3, begin, end - begin))
     return total
 
 

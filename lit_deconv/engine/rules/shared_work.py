@@ -97,5 +97,5 @@ def room(like: Tensor, *shapes: Sequence[int]) -> list[Tensor]:
         room = like.new_empty(sum(sizes))
         if shared is not None and room.nbytes <= _ROOM:
             shared.room = room
-    parts = room[: sum(sizes)].split(sizes)
+    parts = room[: sum(sizes)].split_with_sizes(sizes)
     return [part.view(*shape) for part, shape in zip(parts, shapes, strict=True)]
