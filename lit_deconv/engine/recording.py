@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeAlias
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_deconv.engine.autograd import AutogradRecording
 from lit_deconv.engine.geometry import ReceptiveField, receptive_field, whole_image
-from lit_deconv.engine.patches import NotLocal, PatchPlan, plan
+from lit_deconv.engine.patches import Extent, NotLocal, PatchPlan, plan
 from lit_deconv.engine.signal import Signal, Span, Window
 from lit_deconv.engine.tape import Op, Tape
 from lit_deconv.engine.walk import FULL_FROM, Part, on_path, pixels, union, walk, walk_in_parts
@@ -24,7 +24,7 @@ _CHUNK_BYTES_ELSEWHERE = 256 << 20
 # Several maps of a chunk live at once: those of single units are to take no more than the forward
 # pass of the images did, unless that was next to nothing.
 _SHARE_OF_FORWARD = 4
-_CHUNK_BYTES_AT_LEAST = 1 << 20
+_CHUNK_BYTES_AT_LEAST = 7 << 17
 
 # Parts that start together: their seeds are small beside what they grow to.
 _PARTS = 16
@@ -84,8 +84,13 @@ class Recording(Protocol):
         Some at a time: how many, and what arrived of them.
         """
 
-    def units_per_part(self, layer: str) -> int:
-        """How many units may stay together all the way."""
+    def units_per_part(self, layer: str, span: Span = None) -> int:
+        """How many units may stay together all the way: more whose windows leave the image.
+
+        Args:
+            layer: The layer's name.
+            span: Bounds of their positions, where they are known.
+        """
 
 
 # Which images, these images as given, and their recording.
@@ -102,6 +107,7 @@ class OnTape:
         self._fields: dict[str, ReceptiveField] = {}
         self._plans: dict[str, PatchPlan | None] = {}
         self._rooms: dict[tuple[str, bool], dict[Op, int]] = {}
+        self._maps: dict[str, dict[tuple[int, Extent, torch.Size], None]] = {}
 
     def walk(self, layer: str, seed: Signal) -> list[Signal | None]:
         """See ``Recording``. Far from the layer a few images at a time, which fill the cache."""
@@ -147,9 +153,22 @@ class OnTape:
             parts = [Part(len(part)) for part in together.split(most)]
             yield from walk_in_parts(self.tape, self.tape.layers[layer], seed, parts, room)
 
-    def units_per_part(self, layer: str) -> int:
+    def units_per_part(self, layer: str, span: Span = None) -> int:
         """See ``Recording``."""
-        return min(self._room(layer).values(), default=1)
+        most, windows = min(self._room(layer).values(), default=1), self._plan(layer)
+        if windows is None or span is None:
+            return most
+        whole, seen = self._numbers(layer, windows, None), self._numbers(layer, windows, span)
+        return most * whole // seen
+
+    def _numbers(self, layer: str, windows: PatchPlan, span: Span) -> int:
+        """Those of the largest map or window that a unit passes, without what lies outside the map."""
+        largest, full = 1, False
+        for channels, extent, map_size in self._passed(layer, windows):
+            window = math.prod(extent.seen(span, map_size))
+            full = full or window >= FULL_FROM * map_size.numel()
+            largest = max(largest, channels * (map_size.numel() if full else window))
+        return largest
 
     def _room(self, layer: str, whole: bool = False) -> dict[Op, int]:
         """How many seeds may pass each op together: windows, or ``whole`` maps.
@@ -178,6 +197,17 @@ class OnTape:
             room[op] = self._rows(max(sizes, default=1), forward)
         most = _WAITING * min(room.values(), default=1)
         return {op: min(rows, most) for op, rows in room.items()}
+
+    def _passed(self, layer: str, windows: PatchPlan) -> Iterable[tuple[int, Extent, torch.Size]]:
+        """Channels, extents and size of the maps that a unit passes, those alike once, last first."""
+        if layer not in self._maps:
+            self._maps[layer] = dict.fromkeys(
+                (value.shape[1], windows.extents[value], value.map_size)
+                for op, _ in on_path(self.tape, self.tape.layers[layer])
+                for value in op.parents
+                if value in windows.extents
+            )
+        return self._maps[layer]
 
     def _rows(self, numbers: int, forward: int | None) -> int:
         image = self.images[0]
@@ -261,7 +291,7 @@ class ByAutograd:
             values = self.activations[layer][sample, channel].unsqueeze(1)
             yield len(values), self.walk(layer, Signal(values, sample, channel=channel))
 
-    def units_per_part(self, layer: str) -> int:
+    def units_per_part(self, layer: str, span: Span = None) -> int:
         """See ``Recording``: here it is bounded by the images that they return."""
         largest = max(image[0].numel() * image.element_size() for image in self.recording.inputs)
         return max(1, _CHUNK_BYTES_ELSEWHERE // max(1, largest))

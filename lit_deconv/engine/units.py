@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def _by_patches(
     )
     forward = len(images) * local.largest * each
     rows = rows_per_chunk(largest * each, images.device, forward)
-    order, parts = _parts(units, plan.interior(), rows, _FEW_PATCHED)
+    order, parts = _parts(units, plan.interior(), lambda span: rows, _FEW_PATCHED)
     for index, part in zip(order.split([part.seeds for part in parts]), parts, strict=True):
         chunk = units[index]
         at = places(chunk, part.span)
@@ -123,7 +124,7 @@ def walked_units(
         results: One an input, see ``empty``.
     """
     field = recording.receptive_field(layer)
-    most = recording.units_per_part(layer)
+    most = partial(recording.units_per_part, layer)
     order, parts = _parts(units, recording.interior(layer), most, _FEW_WALKED)
     units, rows = units[order], rows[order]
     start = 0
@@ -161,7 +162,9 @@ def walked_maps(
         start += some
 
 
-def _parts(units: Tensor, interior: Span, rows: int, share: int) -> tuple[Tensor, list[Part]]:
+def _parts(
+    units: Tensor, interior: Span, most: Callable[[Span], int], share: int
+) -> tuple[Tensor, list[Part]]:
     """In which order to walk units, and which of them go together all the way.
 
     Units whose windows leave the image alike go together, so that none computes what lies outside it
@@ -170,16 +173,16 @@ def _parts(units: Tensor, interior: Span, rows: int, share: int) -> tuple[Tensor
     Args:
         units: int64 [U, 2 + D].
         interior: Positions whose windows do not leave any map, where they are known.
-        rows: Largest part.
+        most: The largest part of units with positions within these bounds, or anywhere.
         share: Units that leave the image differently go together where there are less than
-            ``rows / share`` of them.
+            ``most(None) / share`` of them.
 
     Returns:
         Their order, int64 [U], and the parts in that order.
     """
-    positions = units[:, 2:].cpu()
+    positions, rows = units[:, 2:].cpu(), most(None)
     if positions.numel() == 0:  # no units, or a layer without positions
-        return torch.arange(len(units), device=units.device), _filled([Part(len(units))], rows)
+        return torch.arange(len(units), device=units.device), _filled([Part(len(units))], most)
     if len(units) * share < rows:
         low, high = positions.aminmax(dim=0)
         span = tuple(zip(low.tolist(), high.tolist(), strict=True))
@@ -190,9 +193,9 @@ def _parts(units: Tensor, interior: Span, rows: int, share: int) -> tuple[Tensor
     for part in map(Part, counts, spans):
         few.append(part)
         if count_of(few) * share >= rows:
-            parts += _filled(few, rows)
+            parts += _filled(few, most)
             few = []
-    return kind.argsort(stable=True).to(units.device), parts + _filled(few, rows)
+    return kind.argsort(stable=True).to(units.device), parts + _filled(few, most)
 
 
 def _kinds_of_margin(
@@ -237,9 +240,10 @@ def _kinds_of_margin(
     return kind, counts.tolist(), spans
 
 
-def _filled(few: list[Part], rows: int) -> list[Part]:
-    """All of these together, in parts of at most ``rows``."""
+def _filled(few: list[Part], most: Callable[[Span], int]) -> list[Part]:
+    """All of these together, in parts of as many as there may be."""
     count, span = count_of(few), union(part.span for part in few)
+    rows = most(span)
     return [Part(min(rows, count - start), span) for start in range(0, count, rows)]
 
 

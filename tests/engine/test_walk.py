@@ -328,3 +328,14 @@ def test_parts_are_counted_by_windows_not_by_whole_maps() -> None:
     alone = [count for count, _ in recording.walk_maps("2", maps)]
     assert alone == [1, 1, 1]  # a map of 64 x 200 x 200 floats is larger than a part
     assert recording.units_per_part("2") > 1000  # a window has 64 x 3 x 3
+
+
+def test_more_units_go_together_where_their_windows_leave_the_image() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 9, padding=4), nn.ReLU(), nn.Conv2d(8, 4, 1)).cpu()
+    images = torch.randn(1, 3, 32, 24, device="cpu")
+    recording = OnTape(record(model, (images,), {"2": model[2]}, model=model), (images,))
+    most = recording.units_per_part("2")
+    assert recording.units_per_part("2", ((4, 27), (4, 19))) == most  # none leaves it
+    corner, side = ((0, 0), (23, 23)), ((0, 0), (0, 23))
+    assert recording.units_per_part("2", corner) == most * 9 * 9 // (5 * 5)
+    assert recording.units_per_part("2", side) == most * 9 * 9 // (5 * 9)

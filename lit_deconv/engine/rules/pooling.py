@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import reduce
 from typing import Any
 
 import torch
@@ -30,9 +30,6 @@ _CACHED = 1 << 18
 
 # Feature maps that the kernel for channels_last takes side by side, at least.
 _SIDE_BY_SIDE = 16
-
-# Grids that are kept, of up to so many places each.
-_GRIDS, _WINDOW = 256, 1024
 
 
 @dataclass(frozen=True)
@@ -157,27 +154,13 @@ def _grid(
 ) -> Tensor:
     """Flat places in a map, int64 [*size]: along each dimension from ``begin`` on, ``step`` apart.
 
-    Made on the device, which is not waited for; on a CPU those of windows, of which there are many, once.
+    Made on the device, which is not waited for.
     """
-    make = _made_once if device.type == "cpu" and math.prod(size) <= _WINDOW else _made
-    return make(tuple(size), tuple(step), tuple(begin), tuple(lines), device)
-
-
-def _made(
-    size: tuple[int, ...],
-    step: tuple[int, ...],
-    begin: tuple[int, ...],
-    lines: tuple[int, ...],
-    device: torch.device,
-) -> Tensor:
     along = [
         torch.arange(first * line, (first + extent * stride) * line, stride * line, device=device)
         for extent, stride, first, line in zip(size, step, begin, lines, strict=True)
     ]
     return reduce(lambda before, behind: before[..., None] + behind, along)
-
-
-_made_once = lru_cache(_GRIDS)(_made)
 
 
 def _few(indices: Tensor) -> int:
