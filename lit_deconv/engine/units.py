@@ -241,9 +241,10 @@ def _kinds_of_margin(
 
 
 def _filled(few: list[Part], most: Callable[[Span], int]) -> list[Part]:
-    """All of these together, in parts of as many as there may be."""
+    """All of these together, in as few parts as there may be, of about the same size."""
     count, span = count_of(few), union(part.span for part in few)
-    rows = most(span)
+    parts = max(1, -(-count // most(span)))
+    rows = max(1, -(-count // parts))
     return [Part(min(rows, count - start), span) for start in range(0, count, rows)]
 
 
