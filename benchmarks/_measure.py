@@ -42,9 +42,14 @@ class Times:
     @property
     def spread(self) -> str:
         """Distance of the fastest and slowest repetition by the clock, as a share of the median."""
-        if len(self.wall) == 1:
-            return "once"
-        return f"{(max(self.wall) - min(self.wall)) / self.seconds:.0%}"
+        return spread(self.wall)
+
+
+def spread(numbers: Sequence[float]) -> str:
+    """Largest minus smallest, as a share of the median."""
+    if len(numbers) == 1:
+        return "once"
+    return f"{(max(numbers) - min(numbers)) / statistics.median(numbers):.0%}"
 
 
 # Seconds that the repetitions of one row may take; a row that takes longer is run fewer times.

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from benchmarks._cases import CASES, Case, build, images_of, strongest_units
-from benchmarks._measure import Table, fewer, geometric_mean, number, parsed, parser
+from benchmarks._measure import Table, fewer, geometric_mean, number, parsed, parser, spread
 from benchmarks._rival import Rival
 from lit_deconv import Deconvnet
 
@@ -132,12 +132,11 @@ def medians(
         taken = time.perf_counter() - started
         if taken * (repetition + 2) / (repetition + 1) > _BUDGET:
             break
-    ours = [each.first for each in found["ours"]]
-    spread = f"{(max(ours) - min(ours)) / statistics.median(ours):.0%}" if len(ours) > 1 else "once"
-    return {
+    typical = {
         side: Peaks(*(int(statistics.median(column)) for column in zip(*each, strict=True)))
         for side, each in found.items()
-    }, spread
+    }
+    return typical, spread([each.first for each in found["ours"]])
 
 
 def table(cases: Sequence[Case], repetitions: int, threads: int | None, device: str) -> str:
@@ -154,14 +153,14 @@ def table(cases: Sequence[Case], repetitions: int, threads: int | None, device: 
             model, images = build(case.model).to(device), images_of(case.size).to(device)
             torch.save(strongest_units(model, case.layer, images), units)
             del model, images
-            sides, spread = medians(case, units, threads, device, repetitions)
+            sides, ours_spread = medians(case, units, threads, device, repetitions)
         forward, ours, captum = (sides[side].first for side in SIDES)
         later = [sides[side].later for side in SIDES]
         ratios.append(ours / forward)
         later_ratios.append(later[1] / later[0])
         shown.row(
             case.model, case.layer, number(forward / 2**20), number(ours / 2**20),
-            spread, number(ours / forward), number(captum / 2**20), number(captum / forward),
+            ours_spread, number(ours / forward), number(captum / 2**20), number(captum / forward),
             number(later[0] / 2**20), number(later[1] / 2**20), number(later[1] / later[0]),
             number(later[2] / 2**20),
         )  # fmt: skip
@@ -185,7 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if asked.quick and not asked.only:
         cases = [case for case in cases if case.model in ("alexnet", "cifar")]
-    print(table(cases, asked.repetitions, asked.threads, asked.device))
+    # A device has no processes of their own, and counts the same each time.
+    repetitions = asked.repetitions if asked.device == "cpu" else 1
+    print(table(cases, repetitions, asked.threads, asked.device))
     return 0
 
 

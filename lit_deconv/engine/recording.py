@@ -85,7 +85,7 @@ class Recording(Protocol):
         """
 
     def units_per_part(self, layer: str, span: Span = None) -> int:
-        """How many units may stay together all the way: more whose windows leave the image.
+        """How many units may stay together all the way: more of those whose windows leave the image.
 
         Args:
             layer: The layer's name.

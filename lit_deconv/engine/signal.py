@@ -395,7 +395,8 @@ def _told_by_position(
     whole: int,
 ) -> Tensor:
     """What is told of windows at each position up to the last, on a CPU, where a call costs more."""
-    return told(_coordinates(torch.arange(last + 1), stride, shift, extent), whole)
+    positions = torch.arange(last + 1, device="cpu")  # whatever the default device is
+    return told(_coordinates(positions, stride, shift, extent), whole)
 
 
 def added(one: Signal, other: Signal, map_size: Sequence[int]) -> Signal:

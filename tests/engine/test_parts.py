@@ -426,7 +426,7 @@ def test_chunks_are_bounded_by_the_forward_pass_where_it_was_small() -> None:
     assert recording.rows_per_chunk(megabyte // 2, cpu) == 8
     assert recording.rows_per_chunk(megabyte // 2, cpu, forward=100 * megabyte) == 8
     assert recording.rows_per_chunk(megabyte // 2, cpu, forward=12 * megabyte) == 6
-    assert recording.rows_per_chunk(megabyte // 4, cpu, forward=1) == 3  # of at least 7/8 MB
+    assert recording.rows_per_chunk(megabyte // 8, cpu, forward=1) == 7  # of at least 7/8 MB
     assert recording.rows_per_chunk(100 * megabyte, cpu, forward=1) == 1
 
 

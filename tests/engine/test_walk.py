@@ -20,7 +20,7 @@ from lit_deconv.engine.precision import exact
 from lit_deconv.engine.recorder import record
 from lit_deconv.engine.recording import OnTape
 from lit_deconv.engine.registry import Rule
-from lit_deconv.engine.signal import Signal
+from lit_deconv.engine.signal import Signal, Window, _told_by_position
 from lit_deconv.engine.walk import walk
 
 from .definition import all_units, assert_close, one_hot, quietly
@@ -339,3 +339,14 @@ def test_more_units_go_together_where_their_windows_leave_the_image() -> None:
     corner, side = ((0, 0), (23, 23)), ((0, 0), (0, 23))
     assert recording.units_per_part("2", corner) == most * 9 * 9 // (5 * 5)
     assert recording.units_per_part("2", side) == most * 9 * 9 // (5 * 9)
+
+
+@pytest.mark.cpu
+def test_what_is_kept_of_windows_lies_on_the_cpu_whatever_the_default_device() -> None:
+    _told_by_position.cache_clear()
+    window = Window(torch.tensor([[0], [1]]), (2,), (-1,), ((0, 1),))
+    placed = Signal(torch.ones(2, 1, 3), None, window)  # at -1 to 1 and at 1 to 3
+    with torch.device("meta"):
+        clipped = placed.clipped([3])
+    assert clipped.values.tolist() == [[[0, 1, 1]], [[1, 1, 0]]]
+    assert _told_by_position.cache_info().currsize == 1
