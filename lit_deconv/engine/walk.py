@@ -251,8 +251,8 @@ def pixels(signal: Signal | None, image: Tensor, rows: int) -> Tensor:
     """
     if signal is None:
         return image.new_zeros(rows, *image.shape[1:])
-    values = by_map(signal.full(image.shape[2:]).values).to(image.dtype)
-    return values.contiguous() if image.is_contiguous() else values
+    values = signal.full(image.shape[2:]).values.to(image.dtype)
+    return by_map(values) if image.is_contiguous() else values
 
 
 def _as_taken(op: Op, signal: Signal, index: int, full_from: float) -> Signal:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lit_deconv.engine.registry import reverse_rule
 from lit_deconv.engine.rules._shared import output
-from lit_deconv.engine.rules.by_pixel import cheapest, convolved
 from lit_deconv.engine.rules.layout import by_map
 from lit_deconv.engine.rules.resampling import per_dim
 from lit_deconv.engine.rules.shared_work import room
+from lit_deconv.engine.rules.tiles import by_tiles, convolved, tiles_pay
 from lit_deconv.engine.signal import Signal
 from lit_deconv.engine.tape import Op
 
@@ -116,10 +116,8 @@ def transposed_convolution(
     """
     stride, dilation = _steps(op, weight)
     plain = len(stride) == 2 and op["groups"] == 1 and dilation == [1, 1]
-    by_pixel = cheapest(values, weight, here) if plain and stride == [1, 1] else None
-    if by_pixel is not None:
-        return by_pixel(values, weight, here)
-    values = by_map(values)
+    if plain and stride == [1, 1] and tiles_pay(values, weight, here):
+        return by_tiles(values, weight, here)
     if plain and _subpixels_pay(values, weight, stride):
         return _cut(_by_subpixels(values, weight, stride[0]), here)
     if plain and _flipped_pays(values, weight, stride):
@@ -219,6 +217,7 @@ def _by_products(values: Tensor, weight: Tensor, here: Sequence[tuple[int, int]]
     (top, bottom), (left, right) = here
     channels, found, rows, columns = weight.shape
     seeds, _, height, width = values.shape
+    values = by_map(values)
     filters = weight.permute(2, 3, 1, 0).reshape(1, -1, channels)
     most = min(max(values.numel() // _PRODUCTS_SHARE, _PRODUCTS), _MOST_PRODUCTS)
     most *= min(torch.get_num_threads(), _PRODUCTS_THREADS)

@@ -38,21 +38,6 @@ def transposed(matrices: Tensor) -> Tensor:
     return found if matrices.dtype == moved_as else found.view(matrices.dtype)
 
 
-def pixel_by_pixel(maps: Tensor) -> Tensor:
-    """Maps with what is at a pixel side by side.
-
-    Args:
-        maps: [U, C, h, w].
-
-    Returns:
-        [h, w, U, C], contiguous.
-    """
-    if not maps.is_contiguous():
-        return maps.permute(2, 3, 0, 1).contiguous()
-    seeds, channels, *size = maps.shape
-    return transposed(maps.view(seeds * channels, -1)).view(*size, seeds, channels)
-
-
 def channels_last(maps: Tensor) -> Tensor:
     """The same in that layout of PyTorch's; [U, C, h, w]."""
     if not maps.is_contiguous():
@@ -67,16 +52,10 @@ def fast_in_channels_last(maps: Tensor) -> bool:
     return fast and maps.dtype in _FAST_IN_CHANNELS_LAST
 
 
-def lies_by_pixel(values: Tensor) -> bool:
-    """Whether a map lies as ``by_pixel`` says, neither as PyTorch lays it nor ``channels_last``."""
-    if values.ndim != 4 or values.is_contiguous() or len(values) == 1:
-        return False
-    return values.stride(1) == 1 and values.stride(0) == values.shape[1]
-
-
 def by_map(values: Tensor) -> Tensor:
-    """A map that lies by pixel as PyTorch lays it, any other as it is; [U, C, h, w]."""
-    if not lies_by_pixel(values):
+    """Maps one after the other, as PyTorch lays them; [U, C, h, w], contiguous."""
+    if values.ndim != 4 or not values.is_contiguous(memory_format=torch.channels_last):
+        return values.contiguous()
+    if values.is_contiguous():
         return values
-    pixels = values.permute(2, 3, 0, 1).contiguous().view(values.shape[2:].numel(), -1)
-    return transposed(pixels).view(values.shape)
+    return transposed(values.permute(0, 2, 3, 1).flatten(1, 2)).view(values.shape)

@@ -347,7 +347,7 @@ def _unpool_by_index(
     index = steps.index_select(0, codes.reshape(-1).to(torch.int32)).view(codes.shape).add_(origin)
     # Of contiguous values: on CUDA others are scattered, in any order.
     return torch.ops.aten.max_pool2d_with_indices_backward(
-        by_map(values).contiguous(), frame, switches.kernel, switches.stride, padding, switches.dilation,
+        by_map(values), frame, switches.kernel, switches.stride, padding, switches.dilation,
         ceil_mode, index,
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ _ROOM = 32 << 20
 class _Shared:
     def __init__(self, whole_maps: bool) -> None:
         self.whole_maps = whole_maps
-        self.filters = WeakTensorKeyDictionary()  # by weight: its version and what was made of it
+        self.filters = WeakTensorKeyDictionary()  # by weight: its version, and by transform what came of it
         self.constants: WeakKeyDictionary[Op, Tensor] = WeakKeyDictionary()
         self.room = torch.empty(0)
 
@@ -33,7 +33,8 @@ _shared: ContextVar[_Shared | None] = ContextVar("shared", default=None)
 def shared_work(whole_maps: bool = False) -> Iterator[None]:
     """Within it each weight is transformed once, and what is made on the way has one place in memory.
 
-    The transformed weights are kept until its end, 16/9 of those of the 3x3 filters that are used.
+    The transformed weights are kept until its end, 16/9 of those of the 3x3 filters that are used, for each
+    way that they are used.
 
     Args:
         whole_maps: Whether whole maps go back, and filters are transformed for them in any case: then
@@ -62,10 +63,13 @@ def transformed_once(weight: Tensor, transform: Callable[[Tensor], Tensor]) -> T
     shared = _shared.get()
     if shared is None or weight.is_inference():
         return transform(weight)
-    version, filters = shared.filters.get(weight, (None, None))
+    version, made = shared.filters.get(weight, (None, {}))
     if version != weight._version:
-        version, filters = shared.filters[weight] = weight._version, transform(weight)
-    return filters
+        version, made = shared.filters[weight] = weight._version, {}
+    if transform not in made:
+        made[transform] = transform(weight)
+    found: Tensor = made[transform]
+    return found
 
 
 def constant_of(op: Op, make: Callable[[], Tensor]) -> Tensor:
