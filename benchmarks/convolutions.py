@@ -1,10 +1,10 @@
-"""G, forms of one transposed convolution at stride 1: PyTorch's kernel against products by pixel.
+"""G, forms of one transposed convolution at stride 1: PyTorch's kernel against Winograd's tiles.
 
     python -m benchmarks.convolutions [--quick] [--threads N] [--only "512 to 512"]
 
-Each form once on maps as PyTorch lays them, turned round on the way in and out, and once within a
-chain of such convolutions, where neither is needed. What the engine takes comes of a count whose
-constants were read off such a table; on another kind of CPU this shows whether they hold.
+Each on maps one after the other, as PyTorch lays them, and in ``channels_last``, in which tiles leave
+them. What the engine takes comes of a count whose constants were read off such a table; on another
+kind of CPU this shows whether they hold.
 
 To few channels, and with few filters, there is one form each.
 """
@@ -17,30 +17,27 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from benchmarks._errors import relative_error
 from benchmarks._measure import Table, interleaved, number, parsed, parser
-from lit_deconv.engine.rules.by_pixel import by_taps, by_tiles, cheapest
 from lit_deconv.engine.rules.convolution import _by_flipped_filters, _by_products
-from lit_deconv.engine.rules.layout import by_map
 from lit_deconv.engine.rules.shared_work import shared_work
+from lit_deconv.engine.rules.tiles import by_tiles, tiles_pay
 
-# Channels in and out, extent of the kernel and of the map, seeds; the whole or what lies in the map.
+# Channels in and out, extent of the map, seeds; the whole or what lies in the map.
 SHAPES = tuple(
-    (channels, found, kernel, extent, seeds, whole)
-    for channels, found, kernel, rest in (
-        (64, 64, 3, ((5, 100, True), (28, 32, False), (56, 6, False))),
-        (96, 48, 3, ((5, 100, True), (16, 32, False))),
-        (128, 96, 3, ((3, 100, True), (8, 32, False))),
-        (128, 128, 3, ((3, 100, True), (8, 32, False), (28, 6, False), (112, 2, False))),
-        (192, 64, 5, ((5, 50, True), (13, 30, False))),
-        (256, 256, 3, ((3, 100, True), (7, 32, True), (14, 6, False), (56, 2, False))),
-        (384, 192, 3, ((5, 100, True), (13, 8, False))),
-        (512, 512, 3, ((3, 100, True), (5, 32, True), (7, 6, False), (14, 32, False), (28, 2, False))),
+    (channels, found, extent, seeds, whole)
+    for channels, found, rest in (
+        (64, 64, ((28, 32, False), (56, 6, False))),
+        (96, 48, ((5, 100, True), (16, 32, False))),
+        (128, 96, ((3, 100, True), (8, 32, False))),
+        (128, 128, ((8, 32, False), (28, 6, False), (112, 2, False))),
+        (256, 256, ((3, 100, True), (7, 32, True), (14, 6, False), (56, 2, False))),
+        (384, 192, ((5, 100, True), (13, 8, False))),
+        (512, 512, ((5, 32, True), (7, 6, False), (14, 6, False), (14, 32, False), (28, 2, False))),
     )
     for extent, seeds, whole in rest
-)  # fmt: skip
+)
 
 # Channels in and out, extent of the kernel and of the map, seeds.
 SHAPES_TO_FEW = (
@@ -50,44 +47,40 @@ SHAPES_TO_FEW = (
 )  # fmt: skip
 
 
-def measure(shapes: Sequence[tuple[int, int, int, int, int, bool]], repetitions: int) -> str:
+def measure(shapes: Sequence[tuple[int, int, int, int, bool]], repetitions: int) -> str:
     """The table."""
     table = Table(
-        "channels:", "kernel", "map", "pixels:", "seeds", "PyTorch's, ms", "taps", "in a chain",
-        "tiles", "in a chain", "taken:", "in a chain:", "error",
+        "channels:", "map", "pixels:", "seeds", "PyTorch's, ms", "in channels_last", "tiles",
+        "in channels_last", "taken:", "error",
     )  # fmt: skip
-    for channels, found, kernel, extent, seeds, whole in shapes:
+    for channels, found, extent, seeds, whole in shapes:
         torch.manual_seed(0)
         values = torch.randn(seeds, channels, extent, extent).clamp(min=0)
-        weight = torch.randn(channels, found, kernel, kernel)
-        side = 0 if whole else kernel // 2
-        here = [(side, extent + kernel - 1 - side)] * 2
-        laid = values.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
-        forms = {"taps": by_taps, "tiles": by_tiles} if kernel == 3 else {"taps": by_taps}
-        sides = {"usual": partial(F.conv_transpose2d, values, weight, padding=side)}
-        for name, form in forms.items():
-            sides[name] = partial(_turned, partial(form, values, weight, here))
-            sides[f"{name} in a chain"] = partial(form, laid, weight, here)
+        weight = torch.randn(channels, found, 3, 3)
+        side = 0 if whole else 1
+        here = [(side, extent + 2 - side)] * 2
+        last = values.contiguous(memory_format=torch.channels_last)
+        sides = {
+            "usual": partial(F.conv_transpose2d, values, weight, padding=side),
+            "usual last": partial(F.conv_transpose2d, last, weight, padding=side),
+            "tiles": partial(by_tiles, values, weight, here),
+            "tiles last": partial(by_tiles, last, weight, here),
+        }
         with torch.no_grad(), shared_work():
-            taken = [cheapest(each, weight, here) for each in (values, laid)]
+            taken = tiles_pay(values, weight, here)
             times = interleaved(sides, repetitions)
             exact = F.conv_transpose2d(values.double(), weight.double(), padding=side)
             errors = [relative_error(run(), exact).max() for run in sides.values()]
-        usual = times["usual"].seconds
+        usual = times.pop("usual").seconds
         table.row(
-            f"{channels} to {found}", f"{kernel} x {kernel}", f"{extent} x {extent}",
-            "all" if whole else "of the map", seeds, number(1e3 * usual),
-            *(
-                number(usual / times[name].seconds) if name in times else ""
-                for name in ("taps", "taps in a chain", "tiles", "tiles in a chain")
-            ),
-            *(form.__name__.removeprefix("by_") if form else "PyTorch's" for form in taken),
-            f"{float(max(errors)):.0e}",
+            f"{channels} to {found}", f"{extent} x {extent}", "all" if whole else "of the map", seeds,
+            number(1e3 * usual), *(number(usual / time.seconds) for time in times.values()),
+            "tiles" if taken else "PyTorch's", f"{float(max(errors)):.0e}",
         )  # fmt: skip
     return (
-        f"{table}\n\nTimes as fast as PyTorch's kernel for the same, medians of up to {repetitions} "
-        f"interleaved repetitions; filters are transformed once. The error is the largest of all forms, "
-        f"PyTorch's with them, against float64."
+        f"{table}\n\n3x3 filters; times as fast as PyTorch's kernel for the same, medians of up to "
+        f"{repetitions} interleaved repetitions; filters are transformed once. The error is the largest of "
+        f"all forms, PyTorch's with them, against float64."
     )
 
 
@@ -117,10 +110,6 @@ def measure_to_few(shapes: Sequence[tuple[int, int, int, int, int]], repetitions
             number(usual / times["turned"].seconds), f"{float(max(errors)):.0e}",
         )  # fmt: skip
     return f"{table}\n\nTimes as fast as PyTorch's transposed convolution, medians as above."
-
-
-def _turned(run: partial[Tensor]) -> Tensor:
-    return by_map(run())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,9 +17,9 @@ from lit_deconv import Deconvnet, forward
 from lit_deconv.engine import record
 from lit_deconv.engine.local import local_way
 from lit_deconv.engine.registry import RULES
-from lit_deconv.engine.rules import by_pixel
-from lit_deconv.engine.rules.by_pixel import by_tiles, convolved
+from lit_deconv.engine.rules import tiles
 from lit_deconv.engine.rules.shared_work import shared_work
+from lit_deconv.engine.rules.tiles import by_tiles, convolved
 
 CONVOLUTION = torch.ops.aten.convolution.default
 
@@ -62,9 +62,9 @@ def _whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "_SMALL", 0)
 
 
-def _forced(tiles: bool) -> Any:
-    share = math.inf if tiles else -math.inf
-    return mock.patch.multiple(by_pixel, _SMALL=0, _FEW_ROWS=0, _SHARE_OF_FORWARD=share)
+def _forced(taken: bool) -> Any:
+    count = -math.inf if taken else math.inf
+    return mock.patch.multiple(tiles, _SMALL=0, _BLOCK=1, _count=lambda *_: count)
 
 
 def _layers_rounded(net: nn.Module, call: Callable[[], Any]) -> set[str]:
@@ -109,8 +109,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("tiles", [True, False])
-def test_a_convolution_but_for_rounding(case: str, tiles: bool) -> None:
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_convolution_but_for_rounding(case: str, taken: bool) -> None:
     torch.manual_seed(0)
     options = {"in_channels": 20, "out_channels": 24, "kernel_size": 3, **CASES[case]}
     conv, images = nn.Conv2d(**options), torch.randn(5, options["in_channels"], 9, 8)
@@ -119,12 +119,12 @@ def test_a_convolution_but_for_rounding(case: str, tiles: bool) -> None:
         "padding": conv.padding, "dilation": conv.dilation, "transposed": False,
         "output_padding": [0, 0], "groups": conv.groups,
     }  # fmt: skip
-    tiled = mock.patch.object(by_pixel, "by_tiles", wraps=by_tiles)
-    with torch.no_grad(), _forced(tiles), tiled as called, shared_work(whole_maps=True):
+    tiled = mock.patch.object(tiles, "by_tiles", wraps=by_tiles)
+    with torch.no_grad(), _forced(taken), tiled as called, shared_work(whole_maps=True):
         given, expected = convolved(CONVOLUTION, arguments), conv(images)
     exact = conv.double()(images.double())
     assert (given - exact).abs().max() < 1e-6 * exact.abs().max()
-    assert called.called == (tiles and case == "3x3")
+    assert called.called == (taken and case == "3x3")
     if case in ("grouped", "of few channels"):
         assert torch.equal(given, expected)
     else:
@@ -321,10 +321,10 @@ def test_a_model_that_asserts_how_its_maps_lie(net: Net, images: Tensor) -> None
     assert not _layers_rounded(net, lambda: deconvnet.attribute(images))
 
 
-@pytest.mark.parametrize("tiles", [True, False])
+@pytest.mark.parametrize("taken", [True, False])
 @pytest.mark.parametrize("what", ["layer", "maps", "units"])
 def test_pixels_are_those_of_the_exact_forward(
-    net: Net, images: Tensor, what: str, tiles: bool
+    net: Net, images: Tensor, what: str, taken: bool
 ) -> None:
     calls: dict[str, Callable[[Deconvnet, Tensor], Tensor]] = {
         "layer": lambda net, x: net.attribute(x),
@@ -332,7 +332,7 @@ def test_pixels_are_those_of_the_exact_forward(
         "units": lambda net, x: net.reconstruct(x, UNITS),
     }
     deconvnet = Deconvnet(net, "conv4")
-    with _forced(tiles):
+    with _forced(taken):
         given = calls[what](deconvnet, images)
         assert torch.equal(deconvnet.activations(images), net(images))
     assert given.is_contiguous()
@@ -346,7 +346,7 @@ def test_tiles_go_forward_only_where_whole_maps_go_back(net: Net, images: Tensor
     deconvnet = Deconvnet(net, "conv4")
     units = _layers_rounded(net, lambda: deconvnet.reconstruct(images, UNITS))
     assert units == {"conv3", "shortcut", "conv4"}
-    with _forced(True), mock.patch.object(by_pixel, "by_tiles", wraps=by_tiles) as tiled:
+    with _forced(True), mock.patch.object(tiles, "by_tiles", wraps=by_tiles) as tiled:
         deconvnet.reconstruct(images, UNITS)
         assert not any(call.kwargs for call in tiled.call_args_list)
         deconvnet.attribute(images)

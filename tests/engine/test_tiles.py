@@ -1,11 +1,10 @@
-"""Transposed convolutions as products of matrices, against PyTorch's own and against the definition."""
+"""Convolutions by Winograd's tiles, against PyTorch's own, in float64 and as the library computes them."""
 
 from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 from unittest import mock
 
 import pytest
@@ -15,70 +14,92 @@ from torch import Tensor, nn
 
 from lit_deconv import Deconvnet
 from lit_deconv.engine import record, walk
-from lit_deconv.engine.rules import by_pixel
-from lit_deconv.engine.rules.by_pixel import by_taps, by_tiles, cheapest
-from lit_deconv.engine.rules.layout import by_map, lies_by_pixel
+from lit_deconv.engine.rules import convolution, tiles
+from lit_deconv.engine.rules.layout import by_map
 from lit_deconv.engine.rules.shared_work import _shared, shared_work
+from lit_deconv.engine.rules.tiles import by_tiles, tiles_pay
 from lit_deconv.engine.signal import Signal
 
 Here = Sequence[tuple[int, int]]
 
-# [U, C, h, w], [D, kh, kw], and the pixels wanted of those covered.
-SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], Here]] = {
-    "all": ((3, 4, 5, 6), (2, 3, 3), [(0, 7), (0, 8)]),
-    "same": ((2, 5, 7, 7), (3, 3, 3), [(1, 8), (1, 8)]),
-    "odd part": ((4, 3, 6, 5), (4, 3, 3), [(2, 7), (0, 3)]),
-    "one pixel": ((2, 3, 5, 5), (2, 3, 3), [(6, 7), (0, 1)]),
-    "far behind the last": ((2, 3, 4, 4), (2, 3, 3), [(9, 12), (8, 14)]),
-    "behind the last": ((2, 3, 4, 4), (2, 3, 3), [(1, 9), (4, 8)]),
-    "one value a map": ((5, 6, 1, 1), (4, 3, 3), [(0, 3), (0, 3)]),
-    "one seed": ((1, 6, 9, 4), (4, 3, 3), [(1, 10), (1, 5)]),
-    "one channel": ((3, 1, 4, 4), (1, 3, 3), [(0, 6), (0, 6)]),
-    "5x5": ((3, 4, 4, 6), (2, 5, 5), [(2, 6), (1, 9)]),
-    "2x4": ((3, 4, 4, 6), (2, 2, 4), [(0, 5), (2, 8)]),
-    "1x1": ((3, 4, 4, 6), (2, 1, 1), [(0, 4), (1, 5)]),
-    "several blocks": ((3, 4, 70, 66), (2, 3, 3), [(1, 70), (1, 67)]),
+# [U, C, h, w], D, and the pixels wanted of those covered.
+SHAPES: dict[str, tuple[tuple[int, ...], int, Here]] = {
+    "all": ((3, 4, 5, 6), 2, [(0, 7), (0, 8)]),
+    "same": ((2, 5, 7, 7), 3, [(1, 8), (1, 8)]),
+    "odd part": ((4, 3, 6, 5), 4, [(2, 7), (0, 3)]),
+    "one pixel": ((2, 3, 5, 5), 2, [(6, 7), (0, 1)]),
+    "far behind the last": ((2, 3, 4, 4), 2, [(9, 12), (8, 14)]),
+    "behind the last": ((2, 3, 4, 4), 2, [(1, 9), (4, 8)]),
+    "one value a map": ((5, 6, 1, 1), 4, [(0, 3), (0, 3)]),
+    "one seed": ((1, 6, 9, 4), 4, [(1, 10), (1, 5)]),
+    "one channel": ((3, 1, 4, 4), 1, [(0, 6), (0, 6)]),
+    "several blocks of rows": ((3, 4, 70, 66), 2, [(1, 70), (1, 67)]),
+    "several blocks of seeds": ((99, 3, 6, 8), 2, [(1, 7), (1, 9)]),
 }
 
 
 def _made(name: str) -> tuple[Tensor, Tensor, Here, Tensor]:
     """Values, filters, the part wanted, and that part of PyTorch's own."""
-    shape, (found, *kernel), here = SHAPES[name]
+    shape, found, here = SHAPES[name]
     torch.manual_seed(0)
     values = torch.randn(*shape, dtype=torch.float64)
-    weight = torch.randn(shape[1], found, *kernel, dtype=torch.float64)
+    weight = torch.randn(shape[1], found, 3, 3, dtype=torch.float64)
     whole = F.conv_transpose2d(values, weight)
     (top, bottom), (left, right) = here
     behind = [0, right, 0, bottom]
     return values, weight, here, F.pad(whole, behind)[:, :, top:bottom, left:right]
 
 
-def _laid_by_pixel(values: Tensor) -> Tensor:
-    return values.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+def _channels_last(maps: Tensor) -> Tensor:
+    return maps.contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(
-    ("name", "form"),
-    [(name, by_taps) for name in SHAPES]
-    + [(name, by_tiles) for name, (_, (_, *kernel), _) in SHAPES.items() if kernel == [3, 3]],
-)
-@pytest.mark.parametrize("layout", ["by map", "by pixel", "channels_last", "part of a larger one"])
-def test_the_same_as_pytorchs_own(
-    name: str, layout: str, form: Callable[[Tensor, Tensor, Here], Tensor]
-) -> None:
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("layout", ["by map", "channels_last", "part of a larger one"])
+@pytest.mark.parametrize("forward", [False, True])
+def test_the_same_as_pytorchs_own(name: str, layout: str, forward: bool) -> None:
     values, weight, here, expected = _made(name)
+    if forward:
+        weight = weight.flip(2, 3).transpose(0, 1).contiguous()
     laid = {
         "by map": values,
-        "by pixel": _laid_by_pixel(values),
-        "channels_last": values.contiguous(memory_format=torch.channels_last),
-        "part of a larger one": _laid_by_pixel(F.pad(values, (0, 1, 0, 2)))[:, :, :-2, :-1],
+        "channels_last": _channels_last(values),
+        "part of a larger one": _channels_last(F.pad(values, (0, 1, 0, 2)))[:, :, :-2, :-1],
     }[layout]
-    given = form(laid, weight, here)
-    assert given.shape == expected.shape
+    given = by_tiles(laid, weight, here, forward)
     torch.testing.assert_close(given, expected, rtol=0, atol=1e-12)
+    assert given.is_contiguous(memory_format=torch.channels_last)
     turned = by_map(given)
+    assert turned.is_contiguous()
     assert torch.equal(turned, given)
-    assert turned.is_contiguous() or not lies_by_pixel(given)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("shape", "found", "here"),
+    [((5, 32, 9, 8), 48, [(1, 10), (1, 9)]), ((99, 16, 6, 8), 16, [(0, 8), (2, 7)]),
+     ((2, 64, 60, 70), 16, [(1, 61), (1, 71)]), ((1, 16, 1, 1), 32, [(0, 3), (0, 3)])],
+)  # fmt: skip
+def test_the_librarys_grouped_products(
+    shape: tuple[int, ...], found: int, here: Here, one_thread: bool
+) -> None:
+    torch.manual_seed(0)
+    values, weight = torch.randn(shape), torch.randn(shape[1], found, 3, 3)
+    (top, bottom), (left, right) = here
+    exact = F.conv_transpose2d(values.double(), weight.double())[:, :, top:bottom, left:right]
+    with mock.patch.object(torch, "mkldnn_convolution", wraps=torch.mkldnn_convolution) as grouped:
+        given = by_tiles(values, weight, here)
+    assert grouped.called
+    assert (given - exact).abs().max() < 1e-6 * exact.abs().max()
+
+
+@pytest.fixture(params=[True, False], ids=["one thread", "all threads"])
+def one_thread(request: pytest.FixtureRequest) -> Iterator[bool]:
+    threads = torch.get_num_threads()
+    if request.param:
+        torch.set_num_threads(1)
+    yield request.param
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.cpu
@@ -126,7 +147,7 @@ def test_autograd_is_left_to_pytorch(inner: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(inner(), nn.Conv2d(48, 48, 3))
     images = torch.randn(2, 32, 9, 9)
-    with mock.patch.multiple(by_pixel, _SMALL=0, _FEW_ROWS=0, _SHARE_BY_TILES=math.inf):
+    with mock.patch.multiple(tiles, _SMALL=0, _count=lambda *_: 0):
         tape = record(model, (images,), {"1": model[1]}, model=model)
         target = tape.layers["1"]
         (found,) = walk(tape, target, Signal(torch.randn(2, 48, 5, 5)))
@@ -135,29 +156,22 @@ def test_autograd_is_left_to_pytorch(inner: Callable[[], nn.Module]) -> None:
     assert all(p.grad is not None for name, p in model.named_parameters() if "weight" in name)
 
 
-@pytest.mark.cpu
-@pytest.mark.parametrize("threads", [2, 4, 16])
-@pytest.mark.parametrize("forward", [False, True])
-def test_rows_of_tiles_are_shared_among_threads(
-    threads: int, forward: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    values, weight, here, expected = _made("several blocks")
-    if forward:
-        weight = weight.flip(2, 3).transpose(0, 1).contiguous()
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    blocks = []
-    for grain in (1, 1000, 1 << 15):
-        monkeypatch.setattr(by_pixel, "_GRAIN", grain)
-        with mock.patch.object(torch, "bmm", wraps=torch.bmm) as products:
-            given = by_tiles(values, weight, here, forward)
+@pytest.mark.parametrize("together", [1, 40, 1 << 20])
+def test_blocks_cover_all_tiles(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "_TOGETHER", together)
+    for name in SHAPES:
+        values, weight, here, expected = _made(name)
+        with mock.patch.object(tiles, "_products", wraps=tiles._products) as products:
+            given = by_tiles(values, weight, here)
         torch.testing.assert_close(given, expected, rtol=0, atol=1e-12)
-        blocks.append(products.call_count)
-    assert blocks[0] > blocks[1] > blocks[2] == 1
+        made = [call.args[0].shape[:3] for call in products.call_args_list]
+        blocks = tiles._blocks(len(values), here, *weight.shape[:2])
+        assert len(made) == blocks.all
+        assert sum(map(math.prod, made)) == blocks.seeds * blocks.rows * blocks.columns
+        assert all(math.prod(block) <= max(together, blocks.columns) for block in made)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, (_, (_, *kernel), _) in SHAPES.items() if kernel == [3, 3]]
-)
+@pytest.mark.parametrize("name", SHAPES)
 def test_what_lies_in_the_shared_place_is_not_read(name: str) -> None:
     values, weight, here, expected = _made(name)
     with shared_work():
@@ -179,7 +193,7 @@ def test_filters_are_those_of_the_weight_as_it_is() -> None:
     with (
         shared_work(),
         torch.no_grad(),
-        mock.patch.object(by_pixel, "_transformed", wraps=by_pixel._transformed) as transformed,
+        mock.patch.object(tiles, "_transformed", wraps=tiles._transformed) as transformed,
     ):
         for _ in range(3):
             by_tiles(values, weight, here)
@@ -187,6 +201,9 @@ def test_filters_are_those_of_the_weight_as_it_is() -> None:
         weight *= 2
         torch.testing.assert_close(by_tiles(values, weight, here), 2 * expected, rtol=0, atol=1e-12)
         assert transformed.call_count == 2
+        by_tiles(values[:, :3], weight, here, forward=True)
+        by_tiles(values, weight, here)
+        assert transformed.call_count == 3
         shared = _shared.get()
         assert shared is not None
         assert len(shared.filters) == 1
@@ -197,46 +214,38 @@ def test_filters_are_those_of_the_weight_as_it_is() -> None:
 
 
 @pytest.mark.cpu
-def test_which_form_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-
-    def form(
-        seeds: int, channels: int, found: int, extent: int, full: bool = False, kernel: int = 3
-    ) -> str:
-        values = torch.empty(1).expand(seeds, channels, extent, extent)
-        weight = torch.empty(1).expand(channels, found, kernel, kernel)
+def test_where_tiles_are_taken() -> None:
+    def taken(
+        seeds: int, channels: int, found: int, extent: int, full: bool = False, kernel: int = 3,
+        dtype: torch.dtype = torch.float32,
+    ) -> bool:  # fmt: skip
+        values = torch.empty(1, dtype=dtype).expand(seeds, channels, extent, extent)
+        weight = torch.empty(1, dtype=dtype).expand(channels, found, kernel, kernel)
         side = 0 if full else kernel // 2
-        here = [(side, extent + kernel - 1 - side)] * 2
-        chosen = cheapest(values, weight, here)
-        return chosen.__name__ if chosen else "PyTorch's"
+        with shared_work():
+            return tiles_pay(values, weight, [(side, extent + kernel - 1 - side)] * 2)
 
-    assert form(8, 512, 512, 14) == "by_tiles"
-    assert form(6, 256, 256, 14) == "by_tiles"
-    assert form(64, 256, 384, 3, full=True) == "by_taps"
-    assert form(64, 192, 64, 5, full=True, kernel=5) == "by_taps"
-    assert form(64, 256, 128, 7, full=True) == "PyTorch's"
-    assert form(8, 64, 64, 56) == "by_tiles"
-    assert form(8, 48, 48, 56) == "PyTorch's"
-    assert form(8, 512, 3, 14) == "PyTorch's"
-    assert form(8, 192, 64, 27, kernel=5) == "PyTorch's"
-    assert form(1, 64, 64, 8) == "PyTorch's"
-    assert form(6, 128, 128, 28) == "by_tiles"
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert form(8, 512, 512, 14) == "by_tiles"
-    assert form(6, 128, 128, 28) == "by_tiles"
-    assert form(8, 64, 64, 56) == "PyTorch's"
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
-    assert form(8, 512, 512, 14) == "PyTorch's"
-    half = torch.empty(1, dtype=torch.bfloat16).expand(8, 512, 14, 14)
-    assert cheapest(half, half[0, 0, 0, 0].expand(512, 512, 3, 3), [(1, 15)] * 2) is None
+    assert taken(8, 512, 512, 14)
+    assert taken(6, 256, 256, 14)
+    assert taken(6, 128, 128, 28)
+    assert not taken(8, 64, 64, 56)
+    assert not taken(6, 512, 512, 7)
+    assert not taken(64, 256, 384, 3, full=True)
+    assert not taken(1, 64, 64, 8)
+    assert not taken(0, 512, 512, 14)
+    assert not taken(8, 512, 510, 14)
+    assert not taken(8, 512, 3, 14)
+    assert not taken(8, 512, 512, 14, kernel=5)
+    assert not taken(8, 512, 512, 14, dtype=torch.bfloat16)
+    assert not taken(8, 512, 512, 14, dtype=torch.float64)
 
 
-@pytest.mark.cpu
-@pytest.mark.parametrize(
-    ("name", "form"), [("_SHARE_BY_TAPS", "by_taps"), ("_SHARE_BY_TILES", "by_tiles")]
-)
-def test_a_residual_net_by_either_form(name: str, form: str) -> None:
-    """Through rectifiers, scales, sums, a pool and a strided convolution, which find maps by pixel."""
+def by_tiles_wherever_it_can(values: Tensor, weight: Tensor, here: Here) -> bool:
+    return weight.shape[2:] == (3, 3)
+
+
+def test_a_residual_net_by_tiles() -> None:
+    """Through rectifiers, scales, sums, a pool and a strided convolution, which find ``channels_last``."""
 
     class Block(nn.Module):
         def __init__(self, channels: int) -> None:
@@ -259,14 +268,10 @@ def test_a_residual_net_by_either_form(name: str, form: str) -> None:
     images = torch.randn(4, 3, 24, 22, dtype=torch.float64)
     net = Deconvnet(model, "7", path="rules")
     units = torch.tensor([[0, 1, 0, 0], [3, 2, 2, 3], [1, 7, 4, 4]])
-    forced: dict[str, Any] = {
-        "_SMALL": 0, "_FEW_ROWS": 0, "_NARROW": 0,
-        "_SHARE_BY_TAPS": -math.inf, "_SHARE_BY_TILES": -math.inf, name: math.inf,
-    }  # fmt: skip
     usual = net.attribute(images), net.maps(images, [0, 3]), net.reconstruct(images, units)
     with (
-        mock.patch.multiple(by_pixel, **forced),
-        mock.patch.object(by_pixel, form, wraps=getattr(by_pixel, form)) as taken,
+        mock.patch.object(convolution, "tiles_pay", by_tiles_wherever_it_can),
+        mock.patch.object(convolution, "by_tiles", wraps=by_tiles) as taken,
     ):
         given = net.attribute(images), net.maps(images, [0, 3]), net.reconstruct(images, units)
     assert taken.call_count > 15
@@ -276,9 +281,9 @@ def test_a_residual_net_by_either_form(name: str, form: str) -> None:
 
 
 def test_a_picture_is_laid_as_its_image() -> None:
-    """Also where its first convolution is one of those by pixel, of one image and of several."""
+    """Also where its first convolution is by tiles, of one image and of several."""
     model = nn.Sequential(nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, 128, 3))
     images = torch.randn(8, 64, 18, 18)
-    with mock.patch.object(by_pixel, "_SHARE_BY_TILES", math.inf):
+    with mock.patch.object(convolution, "tiles_pay", by_tiles_wherever_it_can):
         for some, selector in ((images, None), (images, (3, 4, 5)), (images[:1], None)):
             assert Deconvnet(model, "2").attribute(some, neuron_selector=selector).is_contiguous()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import lit_deconv
 from lit_deconv import Deconvnet, forward
 from lit_deconv.engine import local
 from lit_deconv.engine.errors import DeconvError, LayerError, UnsupportedOp
-from lit_deconv.engine.rules import by_pixel, convolution, layout, pooling
+from lit_deconv.engine.rules import convolution, layout, pooling, tiles
 
 from . import reference
 from .generator import Network, generate
@@ -140,7 +139,7 @@ def check_network(network: Network, device: str = "cpu") -> Outcome:
         outcome.compare(f"unit/{path}", given, single)
         outcome.compare(f"units/{path}", net.reconstruct(images, units, via="images"), by_unit)
         if path == "rules":
-            _check_by_pixel(outcome, net, images, units, whole, by_unit)
+            _check_by_tiles(outcome, net, images, units, whole, by_unit)
             _check_patches(outcome, net, images, units, by_unit)
     outcome.path = _path_taken(network, model, images, outcome)
     if len(network.layers) > 1:
@@ -190,24 +189,21 @@ def _check_patches(
     outcome.compare("crop/patches", uncropped(patches, boxes, images.shape[2:]), by_unit)
 
 
-def _check_by_pixel(
+def _check_by_tiles(
     outcome: Outcome, net: Deconvnet, images: Tensor, units: Tensor, whole: Tensor, by_unit: Tensor
 ) -> None:
-    """Convolutions as products of matrices, which maps this small do not take by themselves."""
-    forced: dict[str, Any] = {
-        "_SMALL": 0,
-        "_FEW_ROWS": 0,
-        "_NARROW": 0,
-        "_SHARE_BY_TILES": math.inf,
-    }
-    for name, share in {"by taps": math.inf, "by tiles": -math.inf}.items():
-        with (
-            mock.patch.multiple(by_pixel, **forced, _SHARE_BY_TAPS=share),
-            mock.patch.multiple(convolution, _PRODUCTS_FROM=0, _PRODUCTS_FROM_PIXELS=0),
-        ):
-            outcome.compare(f"whole/{name}", net.attribute(images), whole)
-            patches, boxes = net.reconstruct(images, units, crop=True)
-        outcome.compare(f"crop/{name}", uncropped(patches, boxes, images.shape[2:]), by_unit)
+    """3x3 convolutions by tiles, which maps this small do not take, and products to few channels."""
+    with (
+        mock.patch.object(convolution, "tiles_pay", _wherever_it_can),
+        mock.patch.multiple(convolution, _PRODUCTS_FROM=0, _PRODUCTS_FROM_PIXELS=0),
+    ):
+        outcome.compare("whole/by tiles", net.attribute(images), whole)
+        patches, boxes = net.reconstruct(images, units, crop=True)
+    outcome.compare("crop/by tiles", uncropped(patches, boxes, images.shape[2:]), by_unit)
+
+
+def _wherever_it_can(values: Tensor, weight: Tensor, here: Any) -> bool:
+    return weight.shape[2:] == (3, 3) and values.device.type == "cpu"
 
 
 def _check_apart(outcome: Outcome, net: Deconvnet, images: Tensor, units: Tensor) -> None:
@@ -226,13 +222,15 @@ def _check_apart(outcome: Outcome, net: Deconvnet, images: Tensor, units: Tensor
     ):
         outcome.compare("whole/apart", net.attribute(many), whole)
         patches, boxes = net.reconstruct(many, units, crop=True)
-        for name, share in {"channels_last": -math.inf, "tiles": math.inf}.items():
-            forced: dict[str, Any] = {"_SMALL": 0, "_FEW_ROWS": 0, "_NARROW": 0}
-            forced |= {"_SHARE_OF_FORWARD": share}
+        for name, taken in {"channels_last": False, "tiles": True}.items():
+            forced: dict[str, Any] = {
+                "_BLOCK": 1,
+                "_tiles_pay_forward": lambda *_, taken=taken: taken,
+            }
             with (
                 mock.patch.object(layout, "_FAST_IN_CHANNELS_LAST", (torch.float64,)),
                 mock.patch.object(pooling, "_SIDE_BY_SIDE", 1),
-                mock.patch.multiple(by_pixel, **forced),
+                mock.patch.multiple(tiles, **forced),
             ):
                 outcome.compare(f"whole/forward by {name}", net.attribute(many), whole)
     outcome.compare("crop/apart", uncropped(patches, boxes, images.shape[2:]), by_unit)

@@ -21,7 +21,9 @@ _ROOM = 32 << 20
 class _Shared:
     def __init__(self, whole_maps: bool) -> None:
         self.whole_maps = whole_maps
-        self.filters = WeakTensorKeyDictionary()  # by weight: its version, and by transform what came of it
+        self.filters = (
+            WeakTensorKeyDictionary()
+        )  # by weight: its version, and by transform what came of it
         self.constants: WeakKeyDictionary[Op, Tensor] = WeakKeyDictionary()
         self.room = torch.empty(0)
 

@@ -30,11 +30,13 @@ _FILTERS_TO_TILE = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.
 # make or read a value of a tile, to lay one of the transformed filters for the products of a block of
 # tiles, to read it first, and to transform it. Where convolutions are half as fast all but the first take
 # half as many, and more shapes would be faster by tiles than are counted so.
-_TILE_PRODUCT, _TILE_VALUE, _FILTER_LAID, _FILTER_READ, _FILTER_MADE = 1.1, 50, 80, 100, 40
+_TILE_PRODUCT, _TILE_VALUE, _FILTER_LAID, _FILTER_READ, _FILTER_MADE = 1.1, 50, 80, 80, 40
 # How often a weight's transformed filters are used where they are kept: once a run of images or a part.
 _USES = 4
 # Channels in blocks of which PyTorch's library takes them, a multiple of which there must be.
 _BLOCK = 16
+# Channels below which the kernel for channels_last leaves vectors empty.
+_NARROW = 16
 # Tiles that are worked on at a time, and numbers of all of their channels: more leave the cache.
 _TOGETHER, _NUMBERS = 512, 5 << 19
 # Multiply-adds below which calls cost more than what they do.
@@ -78,7 +80,7 @@ def _count(seeds: int, here: _Here, channels: int, found: int) -> float:
     """What tiles take, in multiply-adds of a convolution."""
     blocks = _blocks(seeds, here, channels, found)
     a_tile = _TILE_PRODUCT * channels * found + _TILE_VALUE * (channels + found)
-    a_filter = blocks.count * _FILTER_LAID + _FILTER_READ
+    a_filter: float = blocks.all * _FILTER_LAID + _FILTER_READ
     a_filter += _FILTER_MADE / (_USES if is_shared() else 1)
     return 16 * (seeds * blocks.rows * blocks.columns * a_tile + a_filter * channels * found)
 
@@ -93,7 +95,7 @@ class _Blocks(NamedTuple):
     rows_together: int
 
     @property
-    def count(self) -> int:
+    def all(self) -> int:
         """How many blocks there are."""
         return -(-self.seeds // self.seeds_together) * -(-self.rows // self.rows_together)
 
@@ -102,10 +104,13 @@ def _blocks(seeds: int, here: _Here, channels: int, found: int) -> _Blocks:
     rows, columns = (-(-(stop - first) // 2) for first, stop in here)
     most = min(_TOGETHER, _NUMBERS // (16 * max(channels, found)))
     lines = max(1, min(rows, most // columns))
-    maps = max(1, min(seeds, most // (columns * lines))) if lines == rows else 1
-    # Blocks of about the same size.
-    lines, maps = -(-rows // -(-rows // lines)), -(-seeds // -(-seeds // maps))
-    return _Blocks(seeds, rows, columns, maps, lines)
+    maps = max(1, most // (columns * lines)) if lines == rows else 1
+    return _Blocks(seeds, rows, columns, _evenly(seeds, maps), _evenly(rows, lines))
+
+
+def _evenly(number: int, most: int) -> int:
+    """How many of a number are taken at a time, so that all parts are of about the same size."""
+    return -(-number // -(-number // most)) if number else 1
 
 
 def convolved(convolution: Callable[..., Any], arguments: Mapping[str, Any]) -> Tensor:
@@ -126,7 +131,7 @@ def convolved(convolution: Callable[..., Any], arguments: Mapping[str, Any]) -> 
     plain = maps.ndim == 4 and arguments["groups"] == 1 and not arguments["transposed"]
     fast = fast_in_channels_last(maps) and maps.dtype == weight.dtype
     fast = fast and not torch.is_grad_enabled()
-    if not plain or not fast or weight.shape[1] < _BLOCK:
+    if not plain or not fast or weight.shape[1] < _NARROW:
         return convolution(**arguments)
     sides = per_dim(arguments["padding"], 2)
     here = [(2 - side, extent + side) for side, extent in zip(sides, maps.shape[2:], strict=True)]
@@ -270,7 +275,7 @@ def _products(tiles: Tensor, filters: Tensor) -> Tensor:
         [..., 4, 4, D].
     """
     _, found, channels = filters.shape
-    if _fast(tiles, channels, found):
+    if tiles.dtype == torch.float32 and _fast(tiles, channels, found):
         # For one thread conv2d would take a slower way.
         pixels = tiles.view(1, -1, 1, 16 * channels).permute(0, 3, 1, 2)
         grouped = filters.view(16 * found, channels, 1, 1)
