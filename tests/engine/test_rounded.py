@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,7 @@ from lit_deconv.engine import record
 from lit_deconv.engine.local import local_way
 from lit_deconv.engine.registry import RULES
 from lit_deconv.engine.rules import tiles
-from lit_deconv.engine.rules.shared_work import shared_work
+from lit_deconv.engine.rules.shared_work import of_whole_maps, shared_work
 from lit_deconv.engine.rules.tiles import by_tiles, convolved
 
 CONVOLUTION = torch.ops.aten.convolution.default
@@ -63,8 +62,9 @@ def _whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _forced(taken: bool) -> Any:
-    count = -math.inf if taken else math.inf
-    return mock.patch.multiple(tiles, _SMALL=0, _BLOCK=1, _count=lambda *_: count)
+    """Tiles, or none, wherever the model's own convolution may run by them."""
+    pay = mock.Mock(side_effect=lambda *_: taken and of_whole_maps())
+    return mock.patch.object(tiles, "_tiles_pay_forward", pay)
 
 
 def _layers_rounded(net: nn.Module, call: Callable[[], Any]) -> set[str]:
