@@ -38,6 +38,7 @@ def one_process(rank: int, world: int, folder: str) -> None:
     try:
         for kind in KINDS:
             torch.save(results(rank, world, kind), f"{folder}/{rank}{kind}.pt")
+        torch.distributed.barrier()  # one that leaves first may take the other's connections down
     finally:
         torch.distributed.destroy_process_group()
 
