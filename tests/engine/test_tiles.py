@@ -225,6 +225,8 @@ def test_where_tiles_are_taken() -> None:
         with shared_work():
             return tiles_pay(values, weight, [(side, extent + kernel - 1 - side)] * 2)
 
+    with mock.patch.object(tiles, "has_vectors", return_value=False):
+        assert not taken(8, 512, 512, 14)
     assert taken(8, 512, 512, 14)
     assert taken(6, 256, 256, 14)
     assert taken(6, 128, 128, 28)

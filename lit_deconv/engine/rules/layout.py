@@ -27,7 +27,7 @@ def transposed(matrices: Tensor) -> Tensor:
         [..., N, M], contiguous.
     """
     moved_as = _MOVED_BY_VECTORS.get(matrices.element_size())
-    on_cpu = matrices.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in _VECTORS
+    on_cpu = matrices.device.type == "cpu" and has_vectors()
     many = matrices.is_contiguous() and matrices.numel() > _FEW
     if moved_as is None or not on_cpu or not many or matrices.is_complex():
         return matrices.mT.contiguous()
@@ -50,6 +50,11 @@ def fast_in_channels_last(maps: Tensor) -> bool:
     """Whether a CPU has faster kernels for maps like these in ``channels_last`` than as they lie."""
     fast = maps.device.type == "cpu" and torch.backends.mkldnn.is_available()
     return fast and maps.dtype in _FAST_IN_CHANNELS_LAST
+
+
+def has_vectors() -> bool:
+    """Whether the CPU is one for which PyTorch's kernels and its library's are vectorised alike."""
+    return torch.backends.cpu.get_cpu_capability() in _VECTORS
 
 
 def by_map(values: Tensor) -> Tensor:

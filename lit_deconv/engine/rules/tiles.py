@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from lit_deconv.engine.rules.layout import channels_last, fast_in_channels_last
+from lit_deconv.engine.rules.layout import channels_last, fast_in_channels_last, has_vectors
 from lit_deconv.engine.rules.resampling import per_dim
 from lit_deconv.engine.rules.shared_work import is_shared, of_whole_maps, room, transformed_once
 
@@ -66,8 +66,9 @@ def tiles_pay(values: Tensor, weight: Tensor, here: _Here) -> bool:
 
 
 def _fast(maps: Tensor, channels: int, found: int) -> bool:
-    """Whether PyTorch's library has a fast product for these."""
-    return fast_in_channels_last(maps) and channels % _BLOCK == found % _BLOCK == 0
+    """Whether PyTorch's library has a fast product for these: on other CPUs groups may take a slow one."""
+    whole = channels % _BLOCK == found % _BLOCK == 0
+    return whole and fast_in_channels_last(maps) and has_vectors()
 
 
 def _fewer(maps: Tensor, here: _Here, channels: int, found: int, places: float) -> bool:
@@ -242,7 +243,7 @@ class _Within(NamedTuple):
 
 
 def _paste(maps: Tensor, wider: Tensor, row: int, column: int) -> None:
-    """Puts what ``wider`` covers of maps there, and zero around it; the one [U, h, w, C] of the others.
+    """Writes to ``wider`` what it covers of some maps, and zero around them.
 
     Args:
         maps: [U, h, w, C].
