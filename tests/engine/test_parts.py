@@ -6,7 +6,7 @@ import itertools
 import math
 import weakref
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -180,8 +180,8 @@ def test_what_has_passed_an_op_is_let_go_while_its_parts_are_walked() -> None:
 @pytest.mark.parametrize(
     "constants",
     [
+        {"_PRODUCTS_FROM": math.inf, "fast_in_channels_last": lambda _: True},
         {"_PRODUCTS_FROM": math.inf},
-        {"_PRODUCTS_FROM": math.inf, "_FLIPPED_BYTES_ON_CPU": 0},
         {"_PRODUCTS_FROM": 0, "_PRODUCTS_FROM_PIXELS": 0, "_MOST_PRODUCTS": 10},
         {"_PRODUCTS_FROM": 0, "_PRODUCTS_FROM_PIXELS": 0, "_MOST_PRODUCTS": 1000},
     ],
@@ -193,7 +193,7 @@ def test_a_part_of_a_transposed_convolution(
     stride: int,
     dilation: int,
     channels: int,
-    constants: dict[str, float],
+    constants: dict[str, Any],
 ) -> None:
     """The same numbers as cutting it out of the whole, zeros behind it."""
     for name, value in constants.items():

@@ -80,16 +80,22 @@ def test_the_same_as_pytorchs_own(name: str, layout: str, forward: bool) -> None
     [((5, 32, 9, 8), 48, [(1, 10), (1, 9)]), ((99, 16, 6, 8), 16, [(0, 8), (2, 7)]),
      ((2, 64, 60, 70), 16, [(1, 61), (1, 71)]), ((1, 16, 1, 1), 32, [(0, 3), (0, 3)])],
 )  # fmt: skip
-def test_the_librarys_grouped_products(
-    shape: tuple[int, ...], found: int, here: Here, one_thread: bool
-) -> None:
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_librarys_products(
+    shape: tuple[int, ...], found: int, here: Here, one_thread: bool, wide: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(tiles, "_WIDE", 0 if wide else math.inf)
     torch.manual_seed(0)
     values, weight = torch.randn(shape), torch.randn(shape[1], found, 3, 3)
     (top, bottom), (left, right) = here
     exact = F.conv_transpose2d(values.double(), weight.double())[:, :, top:bottom, left:right]
-    with mock.patch.object(torch, "mkldnn_convolution", wraps=torch.mkldnn_convolution) as grouped:
+    with (
+        mock.patch.object(torch, "mkldnn_convolution", wraps=torch.mkldnn_convolution) as grouped,
+        mock.patch.object(tiles, "_linear", wraps=tiles._linear) as one_by_one,
+    ):
         given = by_tiles(values, weight, here)
-    assert grouped.called
+    assert (grouped.called, one_by_one.called) == (not wide, wide)
     assert (given - exact).abs().max() < 1e-6 * exact.abs().max()
 
 
@@ -229,6 +235,7 @@ def test_where_tiles_are_taken() -> None:
         assert not taken(8, 512, 512, 14)
     assert taken(8, 512, 512, 14)
     assert taken(6, 256, 256, 14)
+    assert taken(8, 512, 256, 14)
     assert taken(6, 128, 128, 28)
     assert not taken(8, 64, 64, 56)
     assert not taken(6, 512, 512, 7)

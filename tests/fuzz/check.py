@@ -192,10 +192,11 @@ def _check_patches(
 def _check_by_tiles(
     outcome: Outcome, net: Deconvnet, images: Tensor, units: Tensor, whole: Tensor, by_unit: Tensor
 ) -> None:
-    """3x3 convolutions by tiles, which maps this small do not take, and products to few channels."""
+    """3x3 convolutions by tiles, products to few channels, and filters turned round, wherever they can be."""
     with (
         mock.patch.object(convolution, "tiles_pay", _wherever_it_can),
         mock.patch.multiple(convolution, _PRODUCTS_FROM=0, _PRODUCTS_FROM_PIXELS=0),
+        mock.patch.object(convolution, "fast_in_channels_last", return_value=True),
     ):
         outcome.compare("whole/by tiles", net.attribute(images), whole)
         patches, boxes = net.reconstruct(images, units, crop=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_deconv.engine.registry import reverse_rule
 from lit_deconv.engine.rules._shared import output
-from lit_deconv.engine.rules.layout import by_map
+from lit_deconv.engine.rules.layout import by_map, fast_in_channels_last
 from lit_deconv.engine.rules.resampling import per_dim
 from lit_deconv.engine.rules.shared_work import room
 from lit_deconv.engine.rules.tiles import by_tiles, convolved, tiles_pay
@@ -35,7 +35,7 @@ _PRODUCTS_SHARE, _PRODUCTS, _MOST_PRODUCTS, _PRODUCTS_THREADS = 4, 1 << 17, 1 <<
 _SUBPIXELS_UP_TO = 5, 11
 _FLIPPED_FROM, _FLIPPED_TO, _FLIPPED_CHANNELS = 5, 11, 48
 # Up to so many bytes of filters that is about as fast on a CPU, where what PyTorch's library makes and
-# keeps for each size that it meets takes half the memory.
+# keeps for each size that it meets takes half the memory. Other dtypes than the library takes are slower so.
 _FLIPPED_BYTES_ON_CPU = 1 << 18
 
 
@@ -140,7 +140,7 @@ def _at_stride_one(values: Tensor, weight: Tensor, here: Sequence[tuple[int, int
         return _cut(F.conv2d(values, weight.transpose(0, 1)), here)
     if _products_pay(values, weight):
         return _by_products(values, weight, here)
-    if values.device.type == "cpu" and weight.nbytes <= _FLIPPED_BYTES_ON_CPU:
+    if fast_in_channels_last(values) and weight.nbytes <= _FLIPPED_BYTES_ON_CPU:
         return _by_flipped_filters(values, weight, here)
     return _dense(values, weight, here, [1, 1], [1, 1], 1)
 

@@ -2,7 +2,7 @@
 
 Maps lie in ``channels_last``, [U, rows, columns, C] in memory. What is added or subtracted for a tile are
 all channels of a pixel then, and the 16 products of all tiles are one call, that of a grouped convolution
-of 1x1.
+of 1x1, or with many filters one call each.
 """
 
 from __future__ import annotations
@@ -35,10 +35,14 @@ _TILE_PRODUCT, _TILE_VALUE, _FILTER_LAID, _FILTER_READ, _FILTER_MADE = 1.1, 50, 
 _USES = 4
 # Channels in blocks of which PyTorch's library takes them, a multiple of which there must be.
 _BLOCK = 16
+# Filters from which those of each place of a tile are multiplied by themselves, as they lie: for a call of
+# all places they are laid anew, which takes longer than so many calls.
+_WIDE = 1 << 17
 # Channels below which the kernel for channels_last leaves vectors empty.
 _NARROW = 16
-# Tiles that are worked on at a time, and numbers of all of their channels: more leave the cache.
-_TOGETHER, _NUMBERS = 512, 5 << 19
+# Tiles that are worked on at a time, fewer where no filters are laid for them, and numbers of all of their
+# channels: more leave the cache.
+_TOGETHER, _TOGETHER_WIDE, _NUMBERS = 512, 200, 5 << 19
 # Multiply-adds below which calls cost more than what they do.
 _SMALL = 1 << 22
 
@@ -81,8 +85,9 @@ def _count(seeds: int, here: _Here, channels: int, found: int) -> float:
     """What tiles take, in multiply-adds of a convolution."""
     blocks = _blocks(seeds, here, channels, found)
     a_tile = _TILE_PRODUCT * channels * found + _TILE_VALUE * (channels + found)
-    a_filter: float = blocks.all * _FILTER_LAID + _FILTER_READ
-    a_filter += _FILTER_MADE / (_USES if is_shared() else 1)
+    a_filter = _FILTER_READ + _FILTER_MADE / (_USES if is_shared() else 1)
+    if not _wide(channels, found):
+        a_filter += blocks.all * _FILTER_LAID
     return 16 * (seeds * blocks.rows * blocks.columns * a_tile + a_filter * channels * found)
 
 
@@ -103,7 +108,8 @@ class _Blocks(NamedTuple):
 
 def _blocks(seeds: int, here: _Here, channels: int, found: int) -> _Blocks:
     rows, columns = (-(-(stop - first) // 2) for first, stop in here)
-    most = min(_TOGETHER, _NUMBERS // (16 * max(channels, found)))
+    most = _TOGETHER_WIDE if _wide(channels, found) else _TOGETHER
+    most = min(most, _NUMBERS // (16 * max(channels, found)))
     lines = max(1, min(rows, most // columns))
     maps = max(1, most // (columns * lines)) if lines == rows else 1
     return _Blocks(seeds, rows, columns, _evenly(seeds, maps), _evenly(rows, lines))
@@ -199,8 +205,7 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here, forward: bool = False)
             here_covered = covered.narrow(1, first, count).narrow(2, begin, lines)
             _run(_differences(block.down, here_covered))
             _run(block.differences)
-            products = _products(block.tiles, filters)
-            _run(_sums(block.across, products.movedim(3, 0)))
+            _multiply(block, filters)
             here_wanted = wanted.narrow(1, first, count).narrow(2, begin, lines)
             _run(_sums(here_wanted, block.summed))
     pixels = pixels.view(seeds, 2 * rows, 2 * columns, found)
@@ -265,6 +270,33 @@ def _paste(maps: Tensor, wider: Tensor, row: int, column: int) -> None:
     wider[:, top:bottom, left:right] = maps
 
 
+def _multiply(block: _Within, filters: Tensor) -> None:
+    """A block's tiles by the filters, [16, D, C], and the sums of each tile's columns."""
+    tiles, shape = block.tiles, filters.shape[1:]
+    if not (_wide(*shape) and _fast(tiles, *shape)):
+        _run(_sums(block.across, _products(tiles, filters).movedim(3, 0)))
+        return
+    by_place = filters.unflatten(0, (4, 4))
+    for row in range(4):
+        products = [
+            _linear(tiles[..., column, row, :], by_place[column, row]) for column in range(4)
+        ]
+        _run(_sums(block.across[..., row, :], products))
+
+
+def _wide(channels: int, found: int) -> bool:
+    """Whether the places of a tile are multiplied one by one."""
+    return channels * found >= _WIDE and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _linear(pixels: Tensor, filters: Tensor) -> Tensor:
+    """[..., C] by [D, C]: [..., D]; ``F.linear`` of float32 takes another library, of half the rate."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(
+        pixels.flatten(0, -2), filters, None, "none", [], ""
+    )
+    return found.view(*pixels.shape[:-1], len(filters))
+
+
 def _products(tiles: Tensor, filters: Tensor) -> Tensor:
     """Each of a tile's 16 places by its own filters.
 
@@ -276,7 +308,7 @@ def _products(tiles: Tensor, filters: Tensor) -> Tensor:
         [..., 4, 4, D].
     """
     _, found, channels = filters.shape
-    if tiles.dtype == torch.float32 and _fast(tiles, channels, found):
+    if _fast(tiles, channels, found):
         # For one thread conv2d would take a slower way.
         pixels = tiles.view(1, -1, 1, 16 * channels).permute(0, 3, 1, 2)
         grouped = filters.view(16 * found, channels, 1, 1)
@@ -308,19 +340,20 @@ def _differences(found: Tensor, neighbours: Tensor) -> list[_Call]:
     ]
 
 
-def _sums(found: Tensor, products: Tensor) -> list[_Call]:
+def _sums(found: Tensor, products: Sequence[Tensor]) -> list[_Call]:
     """The transform back to two neighbours, A^T of the paper.
 
     Args:
         found: [2, ...], written to.
         products: [4, ...].
     """
-    _, b, c, _ = products
+    a, b, c, d = products
     first, second = found
     return [
         (torch.add, b, c, first),
         (torch.sub, b, c, second),
-        (torch.add, found, products[::3], found),
+        (torch.add, first, a, first),
+        (torch.add, second, d, second),
     ]
 
 
