@@ -207,7 +207,7 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here, forward: bool = False)
             _run(block.differences)
             _multiply(block, filters)
             here_wanted = wanted.narrow(1, first, count).narrow(2, begin, lines)
-            _run(_sums(here_wanted, block.summed))
+            _run(_sums(here_wanted, block.summed.unbind()))
     pixels = pixels.view(seeds, 2 * rows, 2 * columns, found)
     found_there = pixels[:, : bottom - top, : right - left].permute(0, 3, 1, 2)
     return found_there.contiguous(memory_format=torch.channels_last)
@@ -274,7 +274,7 @@ def _multiply(block: _Within, filters: Tensor) -> None:
     """A block's tiles by the filters, [16, D, C], and the sums of each tile's columns."""
     tiles, shape = block.tiles, filters.shape[1:]
     if not (_wide(*shape) and _fast(tiles, *shape)):
-        _run(_sums(block.across, _products(tiles, filters).movedim(3, 0)))
+        _run(_sums(block.across, _products(tiles, filters).unbind(3)))
         return
     by_place = filters.unflatten(0, (4, 4))
     for row in range(4):
