@@ -207,7 +207,7 @@ def by_tiles(values: Tensor, weight: Tensor, here: _Here, forward: bool = False)
             _run(block.differences)
             _multiply(block, filters)
             here_wanted = wanted.narrow(1, first, count).narrow(2, begin, lines)
-            _run(_sums(here_wanted, block.summed.unbind()))
+            _run(_sums(here_wanted, block.summed))
     pixels = pixels.view(seeds, 2 * rows, 2 * columns, found)
     found_there = pixels[:, : bottom - top, : right - left].permute(0, 3, 1, 2)
     return found_there.contiguous(memory_format=torch.channels_last)
@@ -221,14 +221,14 @@ class _Within(NamedTuple):
         differences: What makes the tiles of these.
         tiles: [seeds, rows, columns, 4, 4, C], the columns of a tile first.
         across: Sums of the products' columns, written to: [2, seeds, rows, columns, 4, D].
-        summed: The same as what is read: [4, seeds, rows, columns, 2, D].
+        summed: The same as what is read: 4 of [seeds, rows, columns, 2, D].
     """
 
     down: Tensor
     differences: list[_Call]
     tiles: Tensor
     across: Tensor
-    summed: Tensor
+    summed: Sequence[Tensor]
 
     @classmethod
     def of(cls, down: Tensor, tiles: Tensor, across: Tensor, seeds: int, rows: int) -> _Within:
@@ -243,7 +243,7 @@ class _Within(NamedTuple):
             _differences(tiles.movedim(3, 0), neighbours),
             tiles,
             across.permute(4, 0, 1, 3, 2, 5),
-            across.movedim(2, 0),
+            across.unbind(2),
         )
 
 
@@ -345,7 +345,7 @@ def _sums(found: Tensor, products: Sequence[Tensor]) -> list[_Call]:
 
     Args:
         found: [2, ...], written to.
-        products: [4, ...].
+        products: 4 of [...].
     """
     a, b, c, d = products
     first, second = found
