@@ -7,6 +7,7 @@ import math
 import weakref
 from collections.abc import Callable
 from typing import Any, Literal
+from unittest import mock
 
 import pytest
 import torch
@@ -241,6 +242,15 @@ def test_forms_of_the_transposed_convolution(
     whole = F.conv_transpose2d(values, weight)
     assert_close(form(values, weight, [(0, extent) for extent in whole.shape[2:]]), whole)
     assert_close(form(values, weight, [(2, 9), (1, 2)]), whole[:, :, 2:9, 1:2])
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_filters_are_turned_round_where_that_is_fast(dtype: torch.dtype) -> None:
+    net = nn.Sequential(nn.Conv2d(6, 9, 3)).to(dtype).eval()
+    with mock.patch.object(convolution, "_by_flipped_filters", wraps=_by_flipped_filters) as turned:
+        Deconvnet(net, "0", path="rules").attribute(torch.randn(2, 6, 8, 7, dtype=dtype))
+    assert turned.called == (dtype == torch.float32)
 
 
 @pytest.mark.parametrize("interior", [None, ((2, 4), (3, 5)), ((5, 3), (5, 3)), ((0, 8), (0, 8))])

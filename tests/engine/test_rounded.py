@@ -16,9 +16,10 @@ from lit_deconv import Deconvnet, forward
 from lit_deconv.engine import record
 from lit_deconv.engine.local import local_way
 from lit_deconv.engine.registry import RULES
-from lit_deconv.engine.rules import tiles
+from lit_deconv.engine.rules import rounded
+from lit_deconv.engine.rules.rounded import convolved
 from lit_deconv.engine.rules.shared_work import of_whole_maps, shared_work
-from lit_deconv.engine.rules.tiles import by_tiles, convolved
+from lit_deconv.engine.rules.tiles import by_tiles
 
 CONVOLUTION = torch.ops.aten.convolution.default
 
@@ -64,7 +65,7 @@ def _whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
 def _forced(taken: bool) -> Any:
     """Tiles, or none, wherever the model's own convolution may run by them."""
     pay = mock.Mock(side_effect=lambda *_: taken and of_whole_maps())
-    return mock.patch.object(tiles, "_tiles_pay_forward", pay)
+    return mock.patch.object(rounded, "tiles_pay_forward", pay)
 
 
 def _layers_rounded(net: nn.Module, call: Callable[[], Any]) -> set[str]:
@@ -119,7 +120,7 @@ def test_a_convolution_but_for_rounding(case: str, taken: bool) -> None:
         "padding": conv.padding, "dilation": conv.dilation, "transposed": False,
         "output_padding": [0, 0], "groups": conv.groups,
     }  # fmt: skip
-    tiled = mock.patch.object(tiles, "by_tiles", wraps=by_tiles)
+    tiled = mock.patch.object(rounded, "by_tiles", wraps=by_tiles)
     with torch.no_grad(), _forced(taken), tiled as called, shared_work(whole_maps=True):
         given, expected = convolved(CONVOLUTION, arguments), conv(images)
     exact = conv.double()(images.double())
@@ -346,7 +347,7 @@ def test_tiles_go_forward_only_where_whole_maps_go_back(net: Net, images: Tensor
     deconvnet = Deconvnet(net, "conv4")
     units = _layers_rounded(net, lambda: deconvnet.reconstruct(images, UNITS))
     assert units == {"conv3", "shortcut", "conv4"}
-    with _forced(True), mock.patch.object(tiles, "by_tiles", wraps=by_tiles) as tiled:
+    with _forced(True), mock.patch.object(rounded, "by_tiles", wraps=by_tiles) as tiled:
         deconvnet.reconstruct(images, UNITS)
         assert not any(call.kwargs for call in tiled.call_args_list)
         deconvnet.attribute(images)

@@ -236,6 +236,9 @@ def test_where_tiles_are_taken() -> None:
     assert taken(8, 512, 512, 14)
     assert taken(6, 256, 256, 14)
     assert taken(8, 512, 256, 14)
+    assert taken(6, 512, 512, 10)
+    with mock.patch.object(tiles, "_wide", return_value=False):
+        assert not taken(6, 512, 512, 10)
     assert taken(6, 128, 128, 28)
     assert not taken(8, 64, 64, 56)
     assert not taken(6, 512, 512, 7)

@@ -17,7 +17,7 @@ import lit_deconv
 from lit_deconv import Deconvnet, forward
 from lit_deconv.engine import local
 from lit_deconv.engine.errors import DeconvError, LayerError, UnsupportedOp
-from lit_deconv.engine.rules import convolution, layout, pooling, tiles
+from lit_deconv.engine.rules import convolution, layout, pooling, rounded
 
 from . import reference
 from .generator import Network, generate
@@ -225,13 +225,13 @@ def _check_apart(outcome: Outcome, net: Deconvnet, images: Tensor, units: Tensor
         patches, boxes = net.reconstruct(many, units, crop=True)
         for name, taken in {"channels_last": False, "tiles": True}.items():
             forced: dict[str, Any] = {
-                "_BLOCK": 1,
-                "_tiles_pay_forward": lambda *_, taken=taken: taken,
+                "_NARROW": 0,
+                "tiles_pay_forward": lambda *_, taken=taken: taken,
             }
             with (
                 mock.patch.object(layout, "_FAST_IN_CHANNELS_LAST", (torch.float64,)),
                 mock.patch.object(pooling, "_SIDE_BY_SIDE", 1),
-                mock.patch.multiple(tiles, **forced),
+                mock.patch.multiple(rounded, **forced),
             ):
                 outcome.compare(f"whole/forward by {name}", net.attribute(many), whole)
     outcome.compare("crop/apart", uncropped(patches, boxes, images.shape[2:]), by_unit)

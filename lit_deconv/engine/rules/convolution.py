@@ -13,8 +13,9 @@ from lit_deconv.engine.registry import reverse_rule
 from lit_deconv.engine.rules._shared import output
 from lit_deconv.engine.rules.layout import by_map, fast_in_channels_last
 from lit_deconv.engine.rules.resampling import per_dim
+from lit_deconv.engine.rules.rounded import convolved
 from lit_deconv.engine.rules.shared_work import room
-from lit_deconv.engine.rules.tiles import by_tiles, convolved, tiles_pay
+from lit_deconv.engine.rules.tiles import by_tiles, tiles_pay
 from lit_deconv.engine.signal import Signal
 from lit_deconv.engine.tape import Op
 
@@ -35,7 +36,7 @@ _PRODUCTS_SHARE, _PRODUCTS, _MOST_PRODUCTS, _PRODUCTS_THREADS = 4, 1 << 17, 1 <<
 _SUBPIXELS_UP_TO = 5, 11
 _FLIPPED_FROM, _FLIPPED_TO, _FLIPPED_CHANNELS = 5, 11, 48
 # Up to so many bytes of filters that is about as fast on a CPU, where what PyTorch's library makes and
-# keeps for each size that it meets takes half the memory. Other dtypes than the library takes are slower so.
+# keeps for each size that it meets takes half the memory. In float64, which it does not take, that is slow.
 _FLIPPED_BYTES_ON_CPU = 1 << 18
 
 

@@ -1,4 +1,4 @@
-"""Convolutions of 3x3 at stride 1 by Winograd's tiles, and a model's own in the fastest form, on a CPU.
+"""Convolutions of 3x3 at stride 1 on a CPU by Winograd's tiles.
 
 Maps lie in ``channels_last``, [U, rows, columns, C] in memory. What is added or subtracted for a tile are
 all channels of a pixel then, and the 16 products of all tiles are one call, that of a grouped convolution
@@ -8,14 +8,13 @@ of 1x1, or with many filters one call each.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lit_deconv.engine.rules.layout import channels_last, fast_in_channels_last, has_vectors
-from lit_deconv.engine.rules.resampling import per_dim
 from lit_deconv.engine.rules.shared_work import is_shared, of_whole_maps, room, transformed_once
 
 _Here: TypeAlias = "Sequence[tuple[int, int]]"
@@ -38,8 +37,6 @@ _BLOCK = 16
 # Filters from which those of each place of a tile are multiplied by themselves, as they lie: for a call of
 # all places they are laid anew, which takes longer than so many calls.
 _WIDE = 1 << 17
-# Channels below which the kernel for channels_last leaves vectors empty.
-_NARROW = 16
 # Tiles that are worked on at a time, fewer where no filters are laid for them, and numbers of all of their
 # channels: more leave the cache.
 _TOGETHER, _TOGETHER_WIDE, _NUMBERS = 512, 200, 5 << 19
@@ -120,42 +117,14 @@ def _evenly(number: int, most: int) -> int:
     return -(-number // -(-number // most)) if number else 1
 
 
-def convolved(convolution: Callable[..., Any], arguments: Mapping[str, Any]) -> Tensor:
-    """A model's own convolution, which is rounded otherwise than PyTorch's kernel for its maps does.
-
-    On a CPU the kernel for ``channels_last`` is faster, and with many channels tiles are. That kernel
-    has the filters copied into its layout, too, which takes longer than it saves where they are more
-    than the maps.
+def tiles_pay_forward(maps: Tensor, weight: Tensor, here: _Here) -> bool:
+    """The same of a model's own convolution; only where whole maps go back, which share its filters.
 
     Args:
-        convolution: The aten op.
-        arguments: Its arguments by name.
-
-    Returns:
-        What the op returns, in ``channels_last`` where that is faster.
+        maps: [U, C, h, w].
+        weight: [D, C, 3, 3].
+        here: As of the transposed one, see ``by_tiles``.
     """
-    maps, weight, bias = arguments["input"], arguments["weight"], arguments["bias"]
-    plain = maps.ndim == 4 and arguments["groups"] == 1 and not arguments["transposed"]
-    fast = fast_in_channels_last(maps) and maps.dtype == weight.dtype
-    fast = fast and not torch.is_grad_enabled()
-    if not plain or not fast or weight.shape[1] < _NARROW:
-        return convolution(**arguments)
-    sides = per_dim(arguments["padding"], 2)
-    here = [(2 - side, extent + side) for side, extent in zip(sides, maps.shape[2:], strict=True)]
-    steps = *arguments["stride"], *arguments["dilation"]
-    dense = weight.shape[2:] == (3, 3) and max(steps) == 1 and max(sides) <= 2
-    if dense and _tiles_pay_forward(maps, weight, here):
-        found = by_tiles(maps, weight, here, forward=True)
-        return found if bias is None else found.add_(bias.view(-1, 1, 1))
-    stride = math.prod(per_dim(arguments["stride"], 2))
-    numbers = maps.numel() + len(maps) * len(weight) * maps.shape[2:].numel() // stride  # about
-    lies_so = weight.is_contiguous(memory_format=torch.channels_last)  # as filters of 1x1 always do
-    copied = not lies_so and weight.numel() > numbers
-    laid = maps.contiguous() if copied else channels_last(maps)
-    return convolution(**{**arguments, "input": laid})
-
-
-def _tiles_pay_forward(maps: Tensor, weight: Tensor, here: _Here) -> bool:
     found, channels = weight.shape[:2]
     if not of_whole_maps() or not _fast(maps, channels, found):
         return False
@@ -273,7 +242,7 @@ def _paste(maps: Tensor, wider: Tensor, row: int, column: int) -> None:
 def _multiply(block: _Within, filters: Tensor) -> None:
     """A block's tiles by the filters, [16, D, C], and the sums of each tile's columns."""
     tiles, shape = block.tiles, filters.shape[1:]
-    if not (_wide(*shape) and _fast(tiles, *shape)):
+    if not (_wide(*shape) and tiles.dtype == torch.float32 and _fast(tiles, *shape)):
         _run(_sums(block.across, _products(tiles, filters).unbind(3)))
         return
     by_place = filters.unflatten(0, (4, 4))
@@ -308,7 +277,7 @@ def _products(tiles: Tensor, filters: Tensor) -> Tensor:
         [..., 4, 4, D].
     """
     _, found, channels = filters.shape
-    if _fast(tiles, channels, found):
+    if tiles.dtype == torch.float32 and _fast(tiles, channels, found):
         # For one thread conv2d would take a slower way.
         pixels = tiles.view(1, -1, 1, 16 * channels).permute(0, 3, 1, 2)
         grouped = filters.view(16 * found, channels, 1, 1)
