@@ -395,8 +395,9 @@ class Deconvnet:
                 continue
             shape = torch.Size([len(images[0]), *local.shape])
             chosen = checked_units(name, units[name], shape, images[0].device)
-            samples = samples_of([chosen], len(images[0]))
-            if via == "patches" or local.cheaper(len(chosen), len(samples)):
+            pays = local.cheaper(len(chosen), 1)  # and more so where they are of more images
+            pays = pays or local.cheaper(len(chosen), len(samples_of([chosen], len(images[0]))))
+            if via == "patches" or pays:
                 found[name] = patched_units(local, images[0], chosen, crop)
                 _reported_not_finite(name, found[name][0][0] if crop else found[name][0])
         return found

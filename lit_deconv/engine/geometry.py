@@ -67,7 +67,7 @@ class ReceptiveField:
             [
                 positions.new_zeros(len(positions))
                 if self.whole[d]
-                else first.to(positions.device)[positions[:, d]]
+                else first.to(positions.device).index_select(0, positions[:, d])
                 for d, first in enumerate(self.first)
             ],
             1,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial, reduce
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -221,13 +222,12 @@ class Signal(_Replaceable):
             for block, source in self._blocks(blocks, recorded, samples.tolist()):
                 block.copy_(source)
             return blocks
-        index = self._places(recorded.shape[2:])
         units, channels, *size = self.values.shape
-        images = recorded.shape[0]
-        per_map = recorded.shape[2:].numel()
+        images, per_map = recorded.shape[0], recorded.shape[2:].numel()
         sample = self._samples() if images > 1 else self.window.position.new_zeros(units)
-        lines = sample[:, None] * channels + torch.arange(channels, device=recorded.device)
-        flat = lines.view(units, channels, *[1] * len(size)) * per_map + index
+        maps = torch.arange(0, channels * per_map, per_map, device=recorded.device)
+        maps = maps + sample[:, None] * (channels * per_map)
+        flat = maps[..., None] + self._places(recorded.shape[2:])
         return recorded.reshape(-1).index_select(0, flat.view(-1)).view(units, channels, *size)
 
     def clipped(self, map_size: Sequence[int], fill: float = 0.0) -> Signal:
@@ -235,12 +235,11 @@ class Signal(_Replaceable):
         assert self.window is not None
         if self.window.inside(self.values.shape[2:], map_size):
             return self
-        inside = self._inside(map_size)
         bits = _BITS.get(self.values.element_size())
         if fill or bits is None:
-            return self.anew(torch.where(inside, self.values, fill))
+            return self.anew(torch.where(self._inside(map_size), self.values, fill))
         # Ten times as fast as filling by a mask; a product would make NaN of what is infinite.
-        keep, values = inside.to(bits).neg_(), self.values.view(bits)
+        keep, values = self._inside(map_size, _ALL_BITS_IN[bits]), self.values.view(bits)
         zeroed = values.bitwise_and_(keep) if self.owned else values & keep
         return self.anew(zeroed.view(self.values.dtype))
 
@@ -276,9 +275,7 @@ class Signal(_Replaceable):
         full = self.values.new_zeros(units, channels, *map_size)
         # Where a window reaches past the map its values are zero: adding them anywhere is nothing.
         values = torch.where(self._inside(map_size), self.values, 0)
-        full.flatten(2).scatter_add_(
-            2, index.flatten(2).expand(-1, channels, -1), values.flatten(2)
-        )
+        full.flatten(2).scatter_add_(2, index.expand(-1, channels, -1), values.flatten(2))
         return self.replaced(values=full, window=None, owned=True)
 
     def _block_by_block(self) -> bool:
@@ -329,20 +326,36 @@ class Signal(_Replaceable):
         return torch.arange(self.values.shape[0], device=self.values.device)
 
     def _places(self, map_size: Sequence[int]) -> Tensor:
-        """Flat index into the map, the nearest inside it, int64 [U, 1, *window]."""
-        assert self.window is not None
-        index = self._along(0, map_size[0], _nearest)
-        for dim, whole in enumerate(map_size[1:], start=1):
-            index = index * whole + self._along(dim, whole, _nearest)
-        return index
+        """Flat index into the map of each place, or of any place in it for one outside.
 
-    def _inside(self, map_size: Sequence[int]) -> Tensor:
-        """Whether each place lies in the map, bool, [U, 1, *window] or what broadcasts to it."""
+        Returns:
+            int64 [U, 1, window], of all dimensions.
+        """
         assert self.window is not None
+        window, size = self.window, self.values.shape[2:]
+        lines = [math.prod(map_size[dim + 1 :]) for dim in range(len(size))]
+        steps = [step * line for step, line in zip(window.stride, lines, strict=True)]
+        along = window.position.unbind(1)
+        first = along[0] * steps[0]
+        for position, step in zip(along[1:], steps[1:], strict=True):
+            first = first.add_(position, alpha=step)
+        grid = flat_grid(size, [1] * len(size), window.shift, lines, first.device)
+        return (first[:, None, None] + grid.flatten()).clamp_(0, math.prod(map_size) - 1)
+
+    def _inside(
+        self, map_size: Sequence[int], told: Callable[[Tensor, int], Tensor] | None = None
+    ) -> Tensor:
+        """Whether each place lies in the map, bool or as ``told``.
+
+        Returns:
+            [U, 1, *window] or what broadcasts to it.
+        """
+        assert self.window is not None
+        told = told or _is_in
         inside: Tensor | None = None
         for dim, (extent, whole) in enumerate(zip(self.values.shape[2:], map_size, strict=True)):
             if any(self.window.may_leave(dim, extent, whole)):
-                along = self._along(dim, whole, _is_in)
+                along = self._along(dim, whole, told)
                 inside = along if inside is None else inside & along
         if inside is None:
             return torch.ones((), dtype=torch.bool, device=self.values.device)
@@ -377,12 +390,16 @@ def _coordinates(position: Tensor, stride: int, shift: int, extent: int) -> Tens
     return position[:, None] * stride + along
 
 
-def _nearest(coordinates: Tensor, whole: int) -> Tensor:
-    return coordinates.clamp(0, whole - 1)
-
-
 def _is_in(coordinates: Tensor, whole: int) -> Tensor:
     return (coordinates >= 0) & (coordinates < whole)
+
+
+def _as_bits(bits: torch.dtype, coordinates: Tensor, whole: int) -> Tensor:
+    """``_is_in`` as whole numbers, of which all bits are 1 or 0."""
+    return _is_in(coordinates, whole).to(bits).neg_()
+
+
+_ALL_BITS_IN = {bits: partial(_as_bits, bits) for bits in _BITS.values()}
 
 
 @lru_cache(_TABLES)
@@ -397,6 +414,44 @@ def _told_by_position(
     """What is told of windows at each position up to the last, on a CPU, where a call costs more."""
     positions = torch.arange(last + 1, device="cpu")  # whatever the default device is
     return told(_coordinates(positions, stride, shift, extent), whole)
+
+
+def flat_grid(
+    size: Sequence[int],
+    step: Sequence[int],
+    begin: Sequence[int],
+    lines: Sequence[int],
+    device: torch.device,
+) -> Tensor:
+    """Flat places in a map: along each dimension from ``begin`` on, ``step`` apart.
+
+    Args:
+        size: How many there are, per dimension, as are the next three.
+        step: Places of the map from one to the next.
+        begin: The first; may lie outside the map.
+        lines: Flat steps of the map's dimensions.
+        device: Where it is made; the device is not waited for.
+
+    Returns:
+        int64 [*size], not to be written to.
+    """
+    made = _flat_grid if device.type == "cpu" and math.prod(size) <= _KEPT else _flat_grid.__wrapped__
+    return made(tuple(size), tuple(step), tuple(begin), tuple(lines), device)
+
+
+@lru_cache(_TABLES)
+def _flat_grid(
+    size: tuple[int, ...],
+    step: tuple[int, ...],
+    begin: tuple[int, ...],
+    lines: tuple[int, ...],
+    device: torch.device,
+) -> Tensor:
+    along = [
+        torch.arange(first * line, (first + extent * stride) * line, stride * line, device=device)
+        for extent, stride, first, line in zip(size, step, begin, lines, strict=True)
+    ]
+    return reduce(lambda before, behind: before[..., None] + behind, along)
 
 
 def added(one: Signal, other: Signal, map_size: Sequence[int]) -> Signal:

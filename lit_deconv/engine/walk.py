@@ -19,7 +19,11 @@ FULL_FROM = 0.9
 
 
 def walk(
-    tape: Tape, target: Value, seed: Signal, full_from: float = FULL_FROM
+    tape: Tape,
+    target: Value,
+    seed: Signal,
+    full_from: float = FULL_FROM,
+    supported: Iterable[Value] = (),
 ) -> list[Signal | None]:
     """Sends seeds from ``target`` back to the inputs, op by op (Zeiler & Fergus, section 2.1).
 
@@ -28,6 +32,7 @@ def walk(
         target: Where the seeds sit.
         seed: One row a seed, shaped like the target or a window of it.
         full_from: Share of its map's area from which a window is put on the full map.
+        supported: Outputs of ops that are known to have rules which can honour them.
 
     Returns:
         The signal at each of the tape's inputs, None where none arrived.
@@ -36,7 +41,10 @@ def walk(
         UnsupportedOp: An op on the way has no rule, or one that cannot honour it.
         AmbiguousProduct: A product of two activations has no one way back.
     """
-    ((_, arrived),) = walk_in_parts(tape, target, seed, [Part(len(seed.values))], {}, full_from)
+    parts = [Part(len(seed.values))]
+    ((_, arrived),) = _walk_on(
+        tape, len(tape.ops), {target: seed}, parts, {}, full_from, set(supported)
+    )
     return arrived
 
 
@@ -58,7 +66,6 @@ def walk_in_parts(
     seed: Signal,
     parts: Sequence[Part],
     room: Mapping[Op, int],
-    full_from: float = FULL_FROM,
 ) -> Iterator[tuple[int, list[Signal | None]]]:
     """The same with all seeds together as far as there is room for them, and in parts from there on.
 
@@ -71,12 +78,11 @@ def walk_in_parts(
         seed: One row a seed.
         parts: All of the seeds, in order.
         room: How many seeds may pass an op together; as many as there are where it says nothing.
-        full_from: As above.
 
     Yields:
         The number of seeds of a part, or of several, and what arrived of them at the inputs.
     """
-    return _walk_on(tape, len(tape.ops), {target: seed}, parts, room, full_from, set())
+    return _walk_on(tape, len(tape.ops), {target: seed}, parts, room, FULL_FROM, set())
 
 
 def _walk_on(

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from lit_deconv.engine.rules.layout import (
     transposed,
 )
 from lit_deconv.engine.rules.resampling import per_dim
-from lit_deconv.engine.signal import Signal, Window
+from lit_deconv.engine.signal import Signal, Window, flat_grid
 from lit_deconv.engine.tape import Op, Options
 
 # Numbers that are worked on at a time on a CPU: they fit its cache.
@@ -114,9 +113,9 @@ def switch_codes(
         # The flat distance from the window's first pixel names the place: one look-up a switch.
         table = torch.zeros(max(steps) + 1, dtype=dtype, device=device)
         numbers = torch.arange(len(steps), dtype=dtype, device=device)
-        table.scatter_(0, _grid(kernel, dilation, [0] * spatial, lines, device).flatten(), numbers)
+        table.scatter_(0, flat_grid(kernel, dilation, [0] * spatial, lines, device).flatten(), numbers)
         begin = [-side for side in padding]
-        first = _grid(indices.shape[2:], stride, begin, lines, device)
+        first = flat_grid(indices.shape[2:], stride, begin, lines, device)
         codes = torch.empty(indices.shape, dtype=dtype, device=device)
         pixels = spatial == 2 and indices.is_contiguous(memory_format=torch.channels_last)
         pixels = pixels and not indices.is_contiguous()
@@ -143,24 +142,6 @@ def switch_codes(
         place.add_(step, alpha=per_step)
         per_step *= kernel[dim]
     return place.to(dtype).contiguous()
-
-
-def _grid(
-    size: Sequence[int],
-    step: Sequence[int],
-    begin: Sequence[int],
-    lines: Sequence[int],
-    device: torch.device,
-) -> Tensor:
-    """Flat places in a map, int64 [*size]: along each dimension from ``begin`` on, ``step`` apart.
-
-    Made on the device, which is not waited for.
-    """
-    along = [
-        torch.arange(first * line, (first + extent * stride) * line, stride * line, device=device)
-        for extent, stride, first, line in zip(size, step, begin, lines, strict=True)
-    ]
-    return reduce(lambda before, behind: before[..., None] + behind, along)
 
 
 def _few(indices: Tensor) -> int:
@@ -341,8 +322,8 @@ def _unpool_by_index(
     if values.numel() == 0:
         return values.new_zeros(frame.shape)
     lines, device = [map_size[1], 1], values.device
-    origin = _grid(size, switches.stride, [-side for side in padding], lines, device)
-    steps = _grid(switches.kernel, switches.dilation, [0, 0], lines, device).flatten()
+    origin = flat_grid(size, switches.stride, [-side for side in padding], lines, device)
+    steps = flat_grid(switches.kernel, switches.dilation, [0, 0], lines, device).flatten()
     codes = codes.expand(values.shape)
     index = steps.index_select(0, codes.reshape(-1).to(torch.int32)).view(codes.shape).add_(origin)
     # Of contiguous values: on CUDA others are scattered, in any order.
