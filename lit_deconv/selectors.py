@@ -65,10 +65,10 @@ def checked_units(name: str, units: Any, shape: torch.Size, device: torch.device
         raise SelectorError(f"units are {units.dtype}, expected whole numbers")
     units = units.to(device, torch.int64)
     limits = units.new_tensor(shape)
-    outside = ((units < 0) | (units >= limits)).any(1)
+    outside = (units < 0) | (units >= limits)
     if bool(outside.any()):
         raise SelectorError(
-            f"unit {units[outside][0].tolist()} lies outside layer {name!r}, whose output has shape "
+            f"unit {units[outside.any(1)][0].tolist()} lies outside layer {name!r}, whose output has shape "
             f"{list(shape)} (sample, channel, position)"
         )
     return units
