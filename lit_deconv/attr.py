@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_deconv.engine.errors import LayerError, SelectorError, UnsupportedOp
 from lit_deconv.engine.geometry import receptive_field
-from lit_deconv.engine.joining import joined
+from lit_deconv.engine.joining import joined, joined_for_layers
 from lit_deconv.engine.local import Layout
 from lit_deconv.engine.recording import Recorded
 from lit_deconv.engine.rules.shared_work import shared_work
@@ -140,7 +140,8 @@ class Deconvnet:
         parts: dict[str, list[list[Tensor]]] = {name: [] for name in self.layers}
         with self._undisturbed(whole_maps=True):
             # A callable is shown the whole layer's output.
-            for _, some, recording in self._recorded(images, extra, not callable(neuron_selector)):
+            recorded = self._recorded(images, extra, not callable(neuron_selector))
+            for _, some, recording in joined_for_layers(recorded, images):
                 for name in self.layers:
                     seed = seed_of(name, recording.activations[name], neuron_selector)
                     found = recording.walk(name, seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,9 @@ from lit_deconv.engine.tape import Op, Tape, Value
 
 # Bytes that recordings may hold together: on a CPU they are to take no more than a forward does.
 _HELD_ON_CPU, _HELD_ELSEWHERE = 4 << 20, 1 << 30
+# The same for whole layers, where that is up to such a share of the largest map on the way, and a run was
+# of fewer images than share their filters well enough.
+_LAYERS_ON_CPU, _SMALL_SHARE, _SHARE_WELL = 64 << 20, 0.5, 8
 
 
 def joined(
@@ -22,8 +25,8 @@ def joined(
 ) -> Iterator[Recorded]:
     """Neighbouring recordings that tell nothing but their images apart, as one.
 
-    What a walk shares, such as its margins and calls, is shared by more units then, while each forward
-    pass was of a few images.
+    What a walk shares, such as its margins, calls and filters, is shared by more units then, while each
+    forward pass was of a few images.
 
     Args:
         recorded: Which images, these images, and their recording, in order. They are not to be used
@@ -37,11 +40,39 @@ def joined(
     """
     if most is None:
         most = _HELD_ON_CPU if images[0].device.type == "cpu" else _HELD_ELSEWHERE
+    return _in_groups(recorded, images, lambda _: most)
+
+
+def joined_for_layers(
+    recorded: Iterable[Recorded], images: tuple[Tensor, ...]
+) -> Iterator[Recorded]:
+    """The same for whole layers: on a CPU, where they are so small that little has to wait for the others.
+
+    Filters that are read for each small map take as long as what is made of it.
+    """
+    if images[0].device.type != "cpu":
+        return iter(recorded)
+
+    def most(recording: Recording) -> int:
+        if not isinstance(recording, OnTape) or recording.tape.samples >= _SHARE_WELL:
+            return 0
+        values = [value for op in recording.tape.ops for value in op.outputs if value is not None]
+        largest = max(value.shape.numel() * value.dtype.itemsize for value in values)
+        return _LAYERS_ON_CPU if _held(recording) <= _SMALL_SHARE * largest else 0
+
+    return _in_groups(recorded, images, most)
+
+
+def _in_groups(
+    recorded: Iterable[Recorded],
+    images: tuple[Tensor, ...],
+    most: Callable[[Recording], int],
+) -> Iterator[Recorded]:
     group: list[Recorded] = []
     held = 0
     for each in recorded:
         own = _held(each[2])
-        if group and (held + own > most or not _alike(group[0][2], each[2])):
+        if group and (held + own > most(each[2]) or not _alike(group[0][2], each[2])):
             yield _as_one(group, images)
             held = 0
         group.append(each)
@@ -76,7 +107,7 @@ def _as_one(group: list[Recorded], images: tuple[Tensor, ...]) -> Recorded:
             op.kept = replace(op.kept, codes=rows) if isinstance(op.kept, Switches) else rows
     for name in tape.activations:
         tape.activations[name] = torch.cat([each.activations[name] for each in tapes])
-    return where, some, OnTape(tape, some)
+    return where, some, OnTape(tape, some, len(tapes))
 
 
 def _alike(one: Recording, other: Recording) -> bool:

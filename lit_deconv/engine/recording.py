@@ -33,7 +33,7 @@ _PARTS = 16
 # waits for its parts is held.
 _WAITING = 8
 
-# Whole layers of so many parts' worth of images cost less together than apart.
+# Whole layers of so many parts' worth of images cost less together than apart, if they ran together.
 _TOGETHER = 8
 
 
@@ -98,22 +98,29 @@ Recorded: TypeAlias = "tuple[slice, tuple[Tensor, ...], Recording]"
 
 
 class OnTape:
-    """The rules' walk over a tape."""
+    """The rules' walk over a tape.
 
-    def __init__(self, tape: Tape, images: tuple[Tensor, ...]) -> None:
+    Args:
+        tape: What was recorded.
+        images: Of which images.
+        runs: In how many runs of the model.
+    """
+
+    def __init__(self, tape: Tape, images: tuple[Tensor, ...], runs: int = 1) -> None:
         self.tape = tape
         self.images = images
+        self._runs = runs
         self.activations = tape.activations
         self._fields: dict[str, ReceptiveField] = {}
         self._plans: dict[str, PatchPlan | None] = {}
-        self._rooms: dict[tuple[str, bool], dict[Op, int]] = {}
+        self._rooms: dict[tuple[str, bool, float], dict[Op, int]] = {}
         self._maps: dict[str, dict[tuple[int, Extent, torch.Size], None]] = {}
 
     def walk(self, layer: str, seed: Signal) -> list[Signal | None]:
         """See ``Recording``. Far from the layer a few images at a time, which fill the cache."""
-        target, room = self.tape.layers[layer], self._room(layer, whole=True)
+        target, room = self.tape.layers[layer], self._room(layer, True, math.inf)
         count, most = len(seed.values), min(room.values(), default=1)
-        if count <= _TOGETHER * most:
+        if count <= (_TOGETHER if self._runs == 1 else 1) * most:
             return walk(self.tape, target, seed)
         parts = [Part(min(most, count - start)) for start in range(0, count, most)]
         results = [image.new_empty(count, *image.shape[1:]) for image in self.images]
@@ -170,16 +177,22 @@ class OnTape:
             largest = max(largest, channels * (map_size.numel() if full else window))
         return largest
 
-    def _room(self, layer: str, whole: bool = False) -> dict[Op, int]:
+    def _room(self, layer: str, whole: bool = False, waiting: float = _WAITING) -> dict[Op, int]:
         """How many seeds may pass each op together: windows, or ``whole`` maps.
 
         A window that has grown to the map stays a map from there on.
-        """
-        if (layer, whole) not in self._rooms:
-            self._rooms[layer, whole] = self._computed_room(layer, whole)
-        return self._rooms[layer, whole]
 
-    def _computed_room(self, layer: str, whole: bool) -> dict[Op, int]:
+        Args:
+            layer: The layer's name.
+            whole: Whether they are maps.
+            waiting: At most so many times the seeds that may pass the narrowest op.
+        """
+        key = layer, whole, waiting
+        if key not in self._rooms:
+            self._rooms[key] = self._computed_room(*key)
+        return self._rooms[key]
+
+    def _computed_room(self, layer: str, whole: bool, waiting: float) -> dict[Op, int]:
         windows, room = None if whole else self._plan(layer), {}
         path = on_path(self.tape, self.tape.layers[layer])
         forward = None if whole else max((value.shape.numel() for _, value in path), default=0)
@@ -195,8 +208,8 @@ class OnTape:
                         windows = None
                 sizes.append(value.shape[1:2].numel() * size)
             room[op] = self._rows(max(sizes, default=1), forward)
-        most = _WAITING * min(room.values(), default=1)
-        return {op: min(rows, most) for op, rows in room.items()}
+        most = waiting * min(room.values(), default=1)
+        return {op: int(min(rows, most)) for op, rows in room.items()}
 
     def _passed(self, layer: str, windows: PatchPlan) -> Iterable[tuple[int, Extent, torch.Size]]:
         """Channels, extents and size of the maps that a unit passes, those alike once, last first."""

@@ -435,7 +435,9 @@ def flat_grid(
     Returns:
         int64 [*size], not to be written to.
     """
-    made = _flat_grid if device.type == "cpu" and math.prod(size) <= _KEPT else _flat_grid.__wrapped__
+    made = (
+        _flat_grid if device.type == "cpu" and math.prod(size) <= _KEPT else _flat_grid.__wrapped__
+    )
     return made(tuple(size), tuple(step), tuple(begin), tuple(lines), device)
 
 

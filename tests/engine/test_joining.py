@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from lit_deconv import Deconvnet
 from lit_deconv.engine import RULES, reverse_rule
-from lit_deconv.engine.joining import joined
+from lit_deconv.engine.joining import joined, joined_for_layers
 from lit_deconv.engine.recording import Recorded
 from lit_deconv.forward import Forward
 
@@ -71,8 +71,10 @@ def _recorded(net: nn.Sequential, images: Tensor, sizes: list[int]) -> Iterator[
             start += len(some)
 
 
-def _in_runs(monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> list[int]:
-    """Makes ``reconstruct`` record in runs of these sizes; returns how many images it walks at a time."""
+def _in_runs(
+    monkeypatch: pytest.MonkeyPatch, sizes: list[int], join: Callable[..., Any] = joined
+) -> list[int]:
+    """Makes images run in runs of these sizes; returns how many are walked at a time."""
     walked: list[int] = []
 
     def apart(self: Forward, images: Any, extra: Any, to_join: bool = False) -> Iterator[Recorded]:
@@ -82,12 +84,12 @@ def _in_runs(monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> list[int]:
             start += len(some)
 
     def noted(recorded: Any, images: Any) -> Iterator[Recorded]:
-        for each in joined(recorded, images):
+        for each in join(recorded, images):
             walked.append(len(each[1][0]))
             yield each
 
     monkeypatch.setattr(Forward, "recorded_apart", apart)
-    monkeypatch.setattr("lit_deconv.attr.joined", noted)
+    monkeypatch.setattr(f"lit_deconv.attr.{join.__name__}", noted)
     return walked
 
 
@@ -104,6 +106,32 @@ def test_the_same_as_one_recording(
     monkeypatch.setattr(net, "_by_patches", lambda *_: {})
     assert_close(net.reconstruct(images, units, crop=crop), expected)
     assert walked == [9]
+
+
+@pytest.mark.parametrize(
+    ("layer", "sizes", "joint"),
+    [
+        ("8", [3, 3, 3], [9]),
+        ("8", [4, 3, 2], [9]),
+        ("0", [3, 3, 3], [3, 3, 3]),  # as large as any map
+        ("8", [8, 8], [8, 8]),  # share their filters as they are
+    ],
+)
+@pytest.mark.parametrize("bytes_together", [1, 60_000, PLENTY])
+def test_whole_layers_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+    layer: str,
+    sizes: list[int],
+    joint: list[int],
+    bytes_together: int,
+) -> None:
+    net = Deconvnet(_net(), layer)
+    images = _images(sum(sizes))
+    expected = net.attribute(images), net.attribute(images, (2, 1, 1))
+    walked = _in_runs(monkeypatch, sizes, joined_for_layers)
+    monkeypatch.setattr("lit_deconv.engine.recording._CHUNK_BYTES", {"cpu": bytes_together})
+    assert_close((net.attribute(images), net.attribute(images, (2, 1, 1))), expected)
+    assert walked == joint * 2
 
 
 @pytest.mark.parametrize("between", [Fresh, lambda: Named(3)])

@@ -113,7 +113,9 @@ def switch_codes(
         # The flat distance from the window's first pixel names the place: one look-up a switch.
         table = torch.zeros(max(steps) + 1, dtype=dtype, device=device)
         numbers = torch.arange(len(steps), dtype=dtype, device=device)
-        table.scatter_(0, flat_grid(kernel, dilation, [0] * spatial, lines, device).flatten(), numbers)
+        table.scatter_(
+            0, flat_grid(kernel, dilation, [0] * spatial, lines, device).flatten(), numbers
+        )
         begin = [-side for side in padding]
         first = flat_grid(indices.shape[2:], stride, begin, lines, device)
         codes = torch.empty(indices.shape, dtype=dtype, device=device)
