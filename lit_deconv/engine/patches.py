@@ -19,7 +19,7 @@ from torch import Tensor
 from lit_deconv.engine.rules._shared import output
 from lit_deconv.engine.rules.pooling import Switches, pooled, switch_codes
 from lit_deconv.engine.rules.resampling import padding_per_dim, per_dim
-from lit_deconv.engine.signal import Signal, Span, Window
+from lit_deconv.engine.signal import Signal, Span, Window, seen
 from lit_deconv.engine.tape import Op, Options, Tape, Value, leaves
 from lit_deconv.engine.walk import on_path, walk, why_unsupported
 
@@ -65,8 +65,8 @@ class Extent:
 
     def seen(self, span: Span, map_size: Sequence[int]) -> list[int]:
         """Lengths of what lies inside the map of some unit with a position in ``span``; all, if not known."""
-        window = Window(torch.empty(0), self.stride, self.start, span)
-        return [stop - first for first, stop in window.seen(self.size, map_size)]
+        places = seen(span, self.stride, self.start, self.size, map_size)
+        return [stop - first for first, stop in places]
 
     def cut(self, values: Tensor, needed: Extent) -> Tensor:
         """The part ``needed`` of values that cover this extent."""

@@ -114,6 +114,7 @@ class OnTape:
         self._fields: dict[str, ReceptiveField] = {}
         self._plans: dict[str, PatchPlan | None] = {}
         self._rooms: dict[tuple[str, bool, float], dict[Op, int]] = {}
+        self._largest: dict[str, int] = {}
         self._maps: dict[str, dict[tuple[int, Extent, torch.Size], None]] = {}
 
     def walk(self, layer: str, seed: Signal) -> list[Signal | None]:
@@ -165,8 +166,9 @@ class OnTape:
         most, windows = min(self._room(layer).values(), default=1), self._plan(layer)
         if windows is None or span is None:
             return most
-        whole, seen = self._numbers(layer, windows, None), self._numbers(layer, windows, span)
-        return most * whole // seen
+        if layer not in self._largest:
+            self._largest[layer] = self._numbers(layer, windows, None)
+        return most * self._largest[layer] // self._numbers(layer, windows, span)
 
     def _numbers(self, layer: str, windows: PatchPlan, span: Span) -> int:
         """Those of the largest map or window that a unit passes, without what lies outside the map."""

@@ -40,6 +40,26 @@ class _Replaceable:
         pass
 
 
+def seen(
+    span: Span,
+    strides: Sequence[int],
+    shifts: Sequence[int],
+    size: Sequence[int],
+    map_size: Sequence[int],
+) -> list[tuple[int, int]]:
+    """See ``Window``."""
+    if span is None:
+        return [(0, extent) for extent in size]
+    found = []
+    for (low, high), stride, shift, extent, whole in zip(
+        span, strides, shifts, size, map_size, strict=True
+    ):
+        first = min(max(0, -(high * stride + shift)), extent - 1)
+        stop = max(min(extent, whole - (low * stride + shift)), first + 1)
+        found.append((first, stop))
+    return found
+
+
 @dataclass(frozen=True)
 class Window(_Replaceable):
     """Where the windows of a signal lie in its map: ``position * stride + shift`` per unit.
@@ -80,16 +100,7 @@ class Window(_Replaceable):
 
         At least one place, though none may lie in the map. All where the positions are not known.
         """
-        if self.span is None:
-            return [(0, extent) for extent in size]
-        found = []
-        for (low, high), stride, shift, extent, whole in zip(
-            self.span, self.stride, self.shift, size, map_size, strict=True
-        ):
-            first = min(max(0, -(high * stride + shift)), extent - 1)
-            stop = max(min(extent, whole - (low * stride + shift)), first + 1)
-            found.append((first, stop))
-        return found
+        return seen(self.span, self.stride, self.shift, size, map_size)
 
     def offset(self) -> Tensor:
         """First row, column, ... of each window, int64 [U, D]; may lie outside the map."""

@@ -37,7 +37,7 @@ _SUBPIXELS_UP_TO = 5, 11
 _FLIPPED_FROM, _FLIPPED_TO, _FLIPPED_CHANNELS = 5, 11, 48
 # Up to so many bytes of filters that is about as fast on a CPU, where what PyTorch's library makes and
 # keeps for each size that it meets takes half the memory. In float64, which it does not take, that is slow.
-_FLIPPED_BYTES_ON_CPU = 1 << 18
+_FLIPPED_BYTES_ON_CPU = 1 << 19
 
 
 def _not_transposed(op: Op) -> bool:
