@@ -304,7 +304,9 @@ def _tapes(images: Tensor, read: Callable[[Tensor], Tape]) -> tuple[Tape, Tape |
 
 def _is_small(tape: Tape) -> bool:
     """Whether PyTorch's own convolutions, on a CPU, take next to no time and memory for what was recorded."""
-    convolutions = [(op, value) for op in tape.ops if op.name == "convolution" for value in op.outputs]
+    convolutions = [
+        (op, value) for op in tape.ops if op.name == "convolution" for value in op.outputs
+    ]
     if tape.device is None or tape.device.type != "cpu" or not convolutions:
         return False
     return all(

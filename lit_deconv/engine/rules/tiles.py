@@ -30,6 +30,8 @@ _FILTERS_TO_TILE = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.
 # tiles, to read it first, and to transform it. Where convolutions are half as fast all but the first take
 # half as many, and more shapes would be faster by tiles than are counted so.
 _TILE_PRODUCT, _TILE_VALUE, _FILTER_LAID, _FILTER_READ, _FILTER_MADE = 1.1, 50, 80, 80, 40
+# The second of a model's own convolution, which finds other maps in the cache than those that go back.
+_TILE_VALUE_FORWARD = 60
 # How often a weight's transformed filters are used where they are kept: once a run of images or a part.
 _USES = 4
 # Channels in blocks of which PyTorch's library takes them, a multiple of which there must be.
@@ -63,7 +65,7 @@ def tiles_pay(values: Tensor, weight: Tensor, here: _Here) -> bool:
         met *= sum(max(0, min(extent, stop - tap) - max(0, first - tap)) for tap in range(3))
         wanted *= 3 * (stop - first)
     # PyTorch's leaves out some of those outside the map.
-    return _fewer(values, here, channels, found, (met + wanted) / 2)
+    return _fewer(values, here, channels, found, (met + wanted) / 2, _TILE_VALUE)
 
 
 def _fast(maps: Tensor, channels: int, found: int) -> bool:
@@ -72,16 +74,18 @@ def _fast(maps: Tensor, channels: int, found: int) -> bool:
     return whole and fast_in_channels_last(maps) and has_vectors()
 
 
-def _fewer(maps: Tensor, here: _Here, channels: int, found: int, places: float) -> bool:
+def _fewer(
+    maps: Tensor, here: _Here, channels: int, found: int, places: float, a_value: float
+) -> bool:
     """Whether tiles take less than PyTorch's own kernel with so many places of the filters in a map."""
     usual = len(maps) * channels * found * places
-    return usual >= _SMALL and _count(len(maps), here, channels, found) < usual
+    return usual >= _SMALL and _count(len(maps), here, channels, found, a_value) < usual
 
 
-def _count(seeds: int, here: _Here, channels: int, found: int) -> float:
+def _count(seeds: int, here: _Here, channels: int, found: int, a_value: float) -> float:
     """What tiles take, in multiply-adds of a convolution."""
     blocks = _blocks(seeds, here, channels, found)
-    a_tile = _TILE_PRODUCT * channels * found + _TILE_VALUE * (channels + found)
+    a_tile = _TILE_PRODUCT * channels * found + a_value * (channels + found)
     a_filter = _FILTER_READ + _FILTER_MADE / (_USES if is_shared() else 1)
     if not _wide(channels, found):
         a_filter += blocks.all * _FILTER_LAID
@@ -128,7 +132,8 @@ def tiles_pay_forward(maps: Tensor, weight: Tensor, here: _Here) -> bool:
     found, channels = weight.shape[:2]
     if not of_whole_maps() or not _fast(maps, channels, found):
         return False
-    return _fewer(maps, here, channels, found, 9 * math.prod(stop - first for first, stop in here))
+    places = 9 * math.prod(stop - first for first, stop in here)
+    return _fewer(maps, here, channels, found, places, _TILE_VALUE_FORWARD)
 
 
 def by_tiles(values: Tensor, weight: Tensor, here: _Here, forward: bool = False) -> Tensor:
