@@ -320,8 +320,8 @@ def _is_small(tape: Tape) -> bool:
 
 @contextmanager
 def _without_library() -> Iterator[None]:
-    """Convolutions by PyTorch's own code: what its library makes for each number of images stays in memory."""
-    mkldnn = torch.backends.mkldnn
+    """Convolutions by PyTorch's own code: what its library makes for each size stays in memory."""
+    mkldnn: Any = torch.backends.mkldnn
     enabled = mkldnn.enabled
     mkldnn.enabled = False
     try:
