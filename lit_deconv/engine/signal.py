@@ -47,7 +47,7 @@ def seen(
     size: Sequence[int],
     map_size: Sequence[int],
 ) -> list[tuple[int, int]]:
-    """See ``Window``."""
+    """First and last + 1 place of such windows that some unit has in the map, see ``Window.seen``."""
     if span is None:
         return [(0, extent) for extent in size]
     found = []

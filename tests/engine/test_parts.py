@@ -178,6 +178,7 @@ def test_what_has_passed_an_op_is_let_go_while_its_parts_are_walked() -> None:
 @pytest.mark.parametrize("kernel", [1, 3, 4])
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (3, 1), (1, 2), (2, 3)])
 @pytest.mark.parametrize("channels", [3, 6])
+@pytest.mark.parametrize("window", [(4, 3), (1, 1)])
 @pytest.mark.parametrize(
     "constants",
     [
@@ -194,6 +195,7 @@ def test_a_part_of_a_transposed_convolution(
     stride: int,
     dilation: int,
     channels: int,
+    window: tuple[int, int],
     constants: dict[str, Any],
 ) -> None:
     """The same numbers as cutting it out of the whole, zeros behind it."""
@@ -204,17 +206,50 @@ def test_a_part_of_a_transposed_convolution(
     image = torch.randn(1, channels, 30, 30, dtype=torch.float64)
     tape = record(layer, (image,), {"": layer}, model=layer)
     (op,) = (op for op in tape.ops if op.name == "convolution")
-    values = torch.randn(2, 9, 4, 3, dtype=torch.float64)
+    values = torch.randn(2, 9, *window, dtype=torch.float64)
     whole = F.conv_transpose2d(values, weight, stride=stride, dilation=dilation)
     height, width = whole.shape[2:]
     for first, stop in itertools.product((0, 1, 3), (height - 2, height, height + 1)):
-        if stop <= first:
+        if stop <= first or first >= height:
             continue
         here = [(first, stop), (1, width + 2)] if width > 1 else [(first, stop), (0, width)]
         right = max(0, here[1][1] - width)
         padded = F.pad(whole, (0, right, 0, max(0, stop - height)))
         expected = padded[:, :, here[0][0] : here[0][1], here[1][0] : here[1][1]]
         assert_close(transposed_convolution(op, values, weight, here), expected)
+
+
+class Asked(nn.Module):
+    """Notes by which convolutions so many images ran; may refuse a number of them."""
+
+    def __init__(self, channels: int, refused: int = 0) -> None:
+        super().__init__()
+        self.last = nn.Conv2d(3, channels, 3, padding=1)
+        self.by_library: dict[int, bool] = {}
+        self.refused = refused
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.by_library[len(x)] = torch.backends.mkldnn.enabled
+        assert len(x) != self.refused
+        return self.last(x)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(("side", "small"), [(8, True), (200, False)])
+def test_three_small_images_are_asked_without_the_library(side: int, small: bool) -> None:
+    net, images = Asked(2).eval(), torch.randn(4, 3, side, side)
+    Deconvnet(net, "last").reconstruct(images, torch.tensor([[0, 1, 2, 3]]))
+    assert net.by_library[2]
+    assert net.by_library[3] is not small
+    assert torch.backends.mkldnn.enabled
+
+
+@pytest.mark.cpu
+def test_the_library_is_used_again_where_three_images_fail() -> None:
+    net, images = Asked(2, refused=3).eval(), torch.randn(4, 3, 8, 8)
+    Deconvnet(net, "last").reconstruct(images, torch.tensor([[0, 1, 2, 3]]))
+    assert not net.by_library[3]
+    assert torch.backends.mkldnn.enabled
 
 
 @pytest.mark.parametrize("groups", [1, 3])
