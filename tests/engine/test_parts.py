@@ -225,7 +225,7 @@ class Asked(nn.Module):
     def __init__(self, channels: int, refused: int = 0) -> None:
         super().__init__()
         self.last = nn.Conv2d(3, channels, 3, padding=1)
-        self.by_library: dict[int, bool] = {}
+        self.by_library: dict[int, Any] = {}
         self.refused = refused
 
     def forward(self, x: torch.Tensor) -> Any:
