@@ -72,7 +72,7 @@ def _in_groups(
     held = 0
     for each in recorded:
         own = _held(each[2])
-        if group and (held + own > most(each[2]) or not _alike(group[0][2], each[2])):
+        if group and (held + own > most(group[0][2]) or not _alike(group[0][2], each[2])):
             yield _as_one(group, images)
             held = 0
         group.append(each)

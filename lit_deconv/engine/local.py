@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from threading import RLock
 from typing import Any
 
 import torch
@@ -33,6 +34,9 @@ _MOST_SIZES = 8
 # Images that show the way of more: what two of them show has to hold for three. Bytes of what PyTorch's own
 # convolution lays out for these, up to which it is as good as its library's.
 _SHOWN, _COLUMNS = 3, 2 << 20
+
+# Of two threads that switch the library off the second would find it off, and leave it so.
+_SWITCHING = RLock()
 
 
 @dataclass(frozen=True)
@@ -322,12 +326,13 @@ def _is_small(tape: Tape) -> bool:
 def _without_library() -> Iterator[None]:
     """Convolutions by PyTorch's own code: what its library makes for each size stays in memory."""
     mkldnn: Any = torch.backends.mkldnn
-    enabled = mkldnn.enabled
-    mkldnn.enabled = False
-    try:
-        yield
-    finally:
-        mkldnn.enabled = enabled
+    with _SWITCHING:
+        enabled = mkldnn.enabled
+        mkldnn.enabled = False
+        try:
+            yield
+        finally:
+            mkldnn.enabled = enabled
 
 
 def _agreed(two: Tape, three: Tape | None, steady: bool) -> dict[str, Local]:

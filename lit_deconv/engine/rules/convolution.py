@@ -118,8 +118,8 @@ def transposed_convolution(
     stride, dilation = _steps(op, weight)
     plain = len(stride) == 2 and op["groups"] == 1 and dilation == [1, 1]
     if plain and values.shape[2:].numel() == 1:
-        found = values.flatten(1) @ weight.flatten(1)
-        return _cut(found.unflatten(1, weight.shape[1:]), here)
+        met = _cut(weight, here)
+        return (values.flatten(1) @ met.flatten(1)).unflatten(1, met.shape[1:])
     if plain and stride == [1, 1] and tiles_pay(values, weight, here):
         return by_tiles(values, weight, here)
     if plain and _subpixels_pay(values, weight, stride):
