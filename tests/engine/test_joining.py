@@ -115,6 +115,7 @@ def test_the_same_as_one_recording(
         ("8", [4, 3, 2], [9]),
         ("0", [3, 3, 3], [3, 3, 3]),  # as large as any map
         ("8", [8, 8], [8, 8]),  # share their filters as they are
+        ("8", [8, 4], [8, 4]),
     ],
 )
 @pytest.mark.parametrize("bytes_together", [1, 60_000, PLENTY])
